@@ -1,0 +1,114 @@
+"""What a network costs, counted as the CSPNet paper counts it (and Darknet prints it).
+
+- BFLOPs: 2 * k * k * (in / groups) * out * H * W of every convolution, k * k * C * H * W of every max pooling and
+  in * H * W of every Maxout, in units of 1e9. Normalisation, activation, addition and resizing are free.
+- Parameters: convolution weights, and biases of convolutions without normalisation. Normalisation is not counted.
+- CIO (the paper's Figure 8): input plus output elements of every convolution and pooling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from detector.models.layers import Maxout
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer that costs something, at batch 1.
+
+    Attributes:
+        name: where it is in the network, as `named_modules` calls it.
+        kind: conv | maxpool | maxout | avgpool.
+        kernel: such as "3x3/2"; empty for Maxout.
+        input_chw, output_chw: channels, height, width.
+        params: in the paper's counting.
+        bflops: 1e9 operations.
+        cio: elements read plus elements written.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    input_chw: tuple[int, int, int]
+    output_chw: tuple[int, int, int]
+    params: int
+    bflops: float
+    cio: int
+
+
+def measure_complexity(network: nn.Module, size_hw: tuple[int, int]) -> list[LayerCost]:
+    """Costs of `network` for one image (3, H, W), in the order of execution. The network is left as it was.
+
+    Args:
+        size_hw: height and width of the input in pixels.
+    """
+    costs: list[LayerCost] = []
+    handles = [
+        module.register_forward_hook(_recorder(name, costs))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | Maxout | nn.AdaptiveAvgPool2d)
+    ]
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, *size_hw, device=next(network.parameters()).device))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return costs
+
+
+def _recorder(name: str, costs: list[LayerCost]):  # type: ignore[no-untyped-def]
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        source, places = inputs[0][0], output.shape[2] * output.shape[3]
+        kind, kernel, params, operations = "avgpool", "", 0, 0
+        if isinstance(module, nn.Conv2d):
+            kind, kernel = "conv", f"{module.kernel_size[0]}x{module.kernel_size[1]}/{module.stride[0]}"
+            params = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
+            operations = 2 * module.weight.numel() * places
+        elif isinstance(module, nn.MaxPool2d):
+            size = int(module.kernel_size)  # type: ignore[arg-type]
+            kind, kernel = "maxpool", f"{size}x{size}/{module.stride}"
+            operations = size * size * output.shape[1] * places
+        elif isinstance(module, Maxout):
+            kind, operations = "maxout", source.numel()
+        costs.append(
+            LayerCost(
+                name=name,
+                kind=kind,
+                kernel=kernel,
+                input_chw=tuple(source.shape),
+                output_chw=tuple(output.shape[1:]),
+                params=params,
+                bflops=operations / 1e9,
+                cio=0 if kind == "maxout" else source.numel() + output[0].numel(),
+            )
+        )
+
+    return record
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the layers, in the paper's counting; `params_with_norm` adds the normalisations' scales and shifts."""
+
+    params: int
+    params_with_norm: int
+    bflops: float
+    cio: int
+
+
+def total_complexity(network: nn.Module, costs: list[LayerCost]) -> Totals:
+    """Sums of `measure_complexity(network, ...)`."""
+    return Totals(
+        params=sum(cost.params for cost in costs),
+        params_with_norm=sum(parameter.numel() for parameter in network.parameters()),
+        bflops=sum(cost.bflops for cost in costs),
+        cio=sum(cost.cio for cost in costs),
+    )

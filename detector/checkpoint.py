@@ -1,0 +1,119 @@
+"""The only reader and writer of weights and training state. safetensors with JSON metadata; never pickle.
+
+A weights file holds `model.*` tensors and everything needed to use them: model and preprocess sections of the config,
+class names among them. A training state is a weights file that also holds `ema.*` (averaged weights, which readers
+prefer), `momentum.*` (the optimiser) and a `state` record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from detector.config import ModelConfig, PreprocessConfig, parse_model_config, parse_preprocess_config
+from detector.errors import InputError
+
+FORMAT = "detector-weights-1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        model: the network's configuration.
+        preprocess: how images become its input.
+        info: what else was recorded: step, metrics, config text, ...
+        tensors: by full name, such as `model.backbone.stem.entry.conv.weight`.
+    """
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    info: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of one group without its prefix, e.g. group("momentum")."""
+        start = f"{prefix}."
+        return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to predict with: the averaged ones where there are any."""
+        return self.group("ema") or self.group("model")
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    model: ModelConfig,
+    preprocess: PreprocessConfig,
+    info: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Writes a checkpoint so that a crash at any moment leaves either the old file or the new one, whole.
+
+    Raises:
+        InputError: the disk is full or not writable; the old file is untouched.
+    """
+    metadata = {
+        "format": FORMAT,
+        "model": json.dumps(asdict(model)),
+        "preprocess": json.dumps(asdict(preprocess)),
+        "info": json.dumps(info, sort_keys=True),
+    }
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        kept = "; the previous file is intact" if path.exists() else ""
+        raise InputError(f"{path}: cannot be written: {error.strerror}{kept}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the target, flushes to the disk, then renames. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a weights file or a training state.
+
+    Raises:
+        InputError: the file is missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: was not written by this program (format {metadata.get('format')!r}, not {FORMAT!r})")
+    return Checkpoint(
+        model=parse_model_config(json.loads(metadata["model"]), str(path)),
+        preprocess=parse_preprocess_config(json.loads(metadata["preprocess"]), str(path)),
+        info=json.loads(metadata["info"]),
+        tensors=tensors,
+    )

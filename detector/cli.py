@@ -1,0 +1,59 @@
+"""What all tools share: one-line errors, exit codes, JSON on stdout and everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from detector.errors import InputError
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a tool's main with the command line and exits: 0 success, 2 bad input, 130 interrupted.
+
+    Errors are one line on stderr. With DETECTOR_DEBUG=1 in the environment a traceback is shown as well.
+    """
+    try:
+        code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except InputError as error:
+        code = _fail(str(error), 2, error)
+    except KeyboardInterrupt as error:
+        code = _fail("interrupted", 130, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except ImportError as error:
+        code = _fail(_explain_import(error), 2, error)
+    except Exception as error:
+        code = _fail(f"internal error, please report it: {type(error).__name__}: {error}", 1, error)
+    sys.exit(code)
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(content))
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _fail(message: str, code: int, error: BaseException) -> int:
+    if os.environ.get("DETECTOR_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    say("error: " + " ".join(message.split()))
+    return code
+
+
+def _explain_import(error: ImportError) -> str:
+    text = str(error)
+    if "libGL" in text or "libgthread" in text:
+        return f"OpenCV cannot load ({text}); install it with: apt-get install libgl1 libglib2.0-0"
+    return f"a package is missing ({text}); run: pip install -r requirements.txt"

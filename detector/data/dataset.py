@@ -1,0 +1,236 @@
+"""A detection data set in memory: where the pictures are, what is in them, and what was wrong with the labels.
+
+The readers of the annotation formats feed a `DatasetBuilder`; it applies one set of rules to all of them.
+
+Legend: I images, n objects of all images together, in the order of the images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.data.images import read_image
+from detector.errors import InputError
+from detector.structures import Bools, Floats, Ints, Sample
+
+BORDER_TOLERANCE = 1.0
+"""Boxes that stick out of the picture by at most so many pixels are clipped without a word (rounding)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a label or a picture.
+
+    Attributes:
+        where: file, and line or object in it.
+        rule: zero_size | outside | partly_outside | not_finite | unknown_class | duplicate | missing_image |
+            unreadable_image | unreadable_annotation | duplicate_image.
+        value: what stood there.
+        action: clipped | object dropped | image dropped.
+    """
+
+    where: str
+    rule: str
+    value: str
+    action: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.rule}: {self.value} ({self.action})"
+
+
+@dataclass(frozen=True)
+class DetectionDataset:
+    """Images and their objects; the objects lie in flat arrays, which worker processes share.
+
+    Attributes:
+        name: for messages.
+        class_names: a label is an index into them.
+        paths: I picture files.
+        image_ids: I ids of the annotation file, or the file stems.
+        sizes_hw: (I, 2) int64 heights and widths.
+        offsets: (I + 1,) int64; the objects of image i are offsets[i] to offsets[i + 1].
+        boxes_xyxy: (n, 4) float32 pixels.
+        labels: (n,) int64.
+        crowd: (n,) bool; also VOC's "difficult".
+        problems: what the rules found.
+        coco_json: the annotation file that an evaluation must use unchanged, for COCO data sets.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    paths: list[Path]
+    image_ids: list[int | str]
+    sizes_hw: Ints
+    offsets: Ints
+    boxes_xyxy: Floats
+    labels: Ints
+    crowd: Bools
+    problems: list[Problem]
+    coco_json: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def objects(self, index: int) -> slice:
+        """Where the objects of image `index` lie in the flat arrays."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def read(self, index: int) -> Sample:
+        """Image `index` with its objects. Raises: InputError when the picture cannot be read."""
+        objects = self.objects(index)
+        height, width = self.sizes_hw[index].tolist()
+        return Sample(
+            image=read_image(self.paths[index], expected_hw=(height, width)),
+            boxes_xyxy=self.boxes_xyxy[objects].copy(),
+            labels=self.labels[objects].copy(),
+            crowd=self.crowd[objects].copy(),
+            image_id=self.image_ids[index],
+        )
+
+    def ground_truth(self) -> tuple[dict[str, Any], list[int], list[int]]:
+        """The data set as COCO instances, for pycocotools.
+
+        Returns:
+            the COCO dictionary (for a COCO data set the file's own annotations, whatever the rules said of them);
+            the category id of each class; the image id of each image.
+        """
+        if self.coco_json is not None:
+            return self._original_ground_truth(self.coco_json)
+        annotations = []
+        for index in range(len(self)):
+            for position in range(*self.objects(index).indices(len(self.labels))):
+                x1, y1, x2, y2 = self.boxes_xyxy[position].astype(float).tolist()
+                annotations.append(
+                    {
+                        "id": position + 1,
+                        "image_id": index + 1,
+                        "category_id": int(self.labels[position]) + 1,
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "iscrowd": int(self.crowd[position]),
+                    }
+                )
+        category_ids = [index + 1 for index in range(len(self.class_names))]
+        image_ids = [index + 1 for index in range(len(self))]
+        categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
+        truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
+        return truth, category_ids, image_ids
+
+    def _original_ground_truth(self, path: Path) -> tuple[dict[str, Any], list[int], list[int]]:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        by_name = {category["name"]: int(category["id"]) for category in content["categories"]}
+        # A class of the model that the file does not know gets an id that no annotation has.
+        category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
+        image_ids = [int(image_id) for image_id in self.image_ids]
+        known = set(image_ids)
+        annotations = [item for item in content["annotations"] if item["image_id"] in known]
+        for number, item in enumerate(annotations, 1):
+            item["id"] = number  # pycocotools takes the id 0 for "unmatched"
+            item.setdefault("iscrowd", 0)
+            item.setdefault("area", item["bbox"][2] * item["bbox"][3])
+        categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
+        truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
+        return truth, category_ids, image_ids
+
+
+@dataclass
+class DatasetBuilder:
+    """Collects images and objects and applies the rules for bad labels.
+
+    Attributes:
+        name: of the data set.
+        class_names: the classes to keep, in the order of the labels.
+        policy: clip | drop | fail (see `DataConfig.bad_labels`).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    policy: str
+    problems: list[Problem] = field(default_factory=list)
+    _paths: list[Path] = field(default_factory=list)
+    _image_ids: list[int | str] = field(default_factory=list)
+    _sizes: list[tuple[int, int]] = field(default_factory=list)
+    _counts: list[int] = field(default_factory=list)
+    _boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _labels: list[int] = field(default_factory=list)
+    _crowd: list[bool] = field(default_factory=list)
+    _seen: set[tuple[int, float, float, float, float]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._label_of = {name: index for index, name in enumerate(self.class_names)}
+
+    def add_image(self, path: Path, *, image_id: int | str, size_hw: tuple[int, int]) -> None:
+        """Starts an image; the objects added next are its own."""
+        self._paths.append(path)
+        self._image_ids.append(image_id)
+        self._sizes.append(size_hw)
+        self._counts.append(0)
+        self._seen.clear()
+
+    def add_object(self, box_xyxy: tuple[float, float, float, float], class_name: str, *, crowd: bool, where: str) -> None:
+        """Adds an object (pixels of the image added last), unless a rule drops it."""
+        label = self._label_of.get(class_name)
+        if label is None:
+            return self.report(where, "unknown_class", f"{class_name!r} is not one of the model's classes", "object dropped")
+        if not all(math.isfinite(value) for value in box_xyxy):
+            return self.report(where, "not_finite", f"{list(box_xyxy)}", "object dropped")
+        x1, y1, x2, y2 = box_xyxy
+        if x2 <= x1 or y2 <= y1:
+            return self.report(where, "zero_size", f"{x2 - x1:g}x{y2 - y1:g} px", "object dropped")
+        height, width = self._sizes[-1]
+        clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+        given = f"{[round(value, 2) for value in box_xyxy]} in {width}x{height}"
+        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+            return self.report(where, "outside", given, "object dropped")
+        if max(abs(a - b) for a, b in zip(box_xyxy, clipped, strict=True)) > BORDER_TOLERANCE:
+            self.report(where, "partly_outside", given, "clipped" if self.policy == "clip" else "object dropped")
+            if self.policy != "clip":
+                return None
+        key = (label, *clipped)
+        if key in self._seen:
+            return self.report(where, "duplicate", f"{class_name} {[round(value, 2) for value in box_xyxy]}", "object dropped")
+        self._seen.add(key)
+        self._boxes.append(clipped)
+        self._labels.append(label)
+        self._crowd.append(crowd)
+        self._counts[-1] += 1
+        return None
+
+    def report(self, where: str, rule: str, value: str, action: str) -> None:
+        self.problems.append(Problem(where, rule, value, action))
+
+    def build(self, *, coco_json: Path | None = None) -> DetectionDataset:
+        """The data set. Raises: InputError when it is empty, knows none of the classes, or the policy is `fail`."""
+        if self.policy == "fail" and self.problems:
+            raise InputError(
+                f"{self.name}: {summarize(self.problems)}; the first: {self.problems[0]} (data.bad_labels is fail; "
+                "tools/doctor.py lists them all)"
+            )
+        if not self._paths:
+            raise InputError(f"{self.name}: no image with a readable annotation ({summarize(self.problems)})")
+        return DetectionDataset(
+            name=self.name,
+            class_names=self.class_names,
+            paths=self._paths,
+            image_ids=self._image_ids,
+            sizes_hw=np.array(self._sizes, np.int64).reshape(-1, 2),
+            offsets=np.concatenate(([0], np.cumsum(self._counts))).astype(np.int64),
+            boxes_xyxy=np.array(self._boxes, np.float32).reshape(-1, 4),
+            labels=np.array(self._labels, np.int64),
+            crowd=np.array(self._crowd, np.bool_),
+            problems=self.problems,
+            coco_json=coco_json,
+        )
+
+
+def summarize(problems: list[Problem]) -> str:
+    """Such as "2 zero_size, 1 duplicate"."""
+    counts = Counter(problem.rule for problem in problems)
+    return ", ".join(f"{count} {rule}" for rule, count in counts.most_common()) or "no problems"

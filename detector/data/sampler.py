@@ -1,0 +1,70 @@
+"""What is drawn at which step: all of it a pure function of (seed, step, slot), so that any step can be rebuilt.
+
+`step` counts optimiser steps from 0; `slot` is the position in the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from detector.config import MultiScaleConfig
+from detector.structures import Ints
+
+_ORDER, _SIZE, _AUGMENT = 0, 1, 2
+
+
+def image_index(*, seed: int, step: int, slot: int, batch_size: int, num_images: int) -> int:
+    """The image in a slot: every epoch is a permutation of all images of its own."""
+    position = step * batch_size + slot
+    return int(_permutation(seed, position // num_images, num_images)[position % num_images])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_images: int) -> Ints:
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(num_images)
+
+
+def augmentation_rng(*, seed: int, step: int, slot: int) -> np.random.Generator:
+    """The generator of all other draws for a slot."""
+    return np.random.default_rng((seed, _AUGMENT, step, slot))
+
+
+def network_size(
+    *, seed: int, step: int, base_hw: tuple[int, int], multi_scale: MultiScaleConfig | None
+) -> tuple[int, int]:
+    """Height and width of the network's input at a step.
+
+    Without multi-scale it is `base_hw`. With it, the long side is drawn anew every `every` steps, evenly from the
+    multiples of 32; the short side keeps the aspect. The first steps have the largest size, as in Darknet: a
+    machine with too little memory shows it at once.
+    """
+    if multi_scale is None:
+        return base_hw
+    group = step // multi_scale.every
+    choices = np.arange(multi_scale.min_size // 32, multi_scale.max_size // 32 + 1)
+    long_side = 32 * int(choices[-1] if group == 0 else np.random.default_rng((seed, _SIZE, group)).choice(choices))
+    longest = max(base_hw)
+    height, width = (max(32, 32 * round(side * long_side / longest / 32)) for side in base_hw)
+    return height, width
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Lists of (step, slot), one list for each part of a batch, from `start_step` to `end_step`."""
+
+    def __init__(self, *, start_step: int, end_step: int, batch_size: int, subdivisions: int) -> None:
+        self.start_step = start_step
+        self.end_step = end_step
+        self.batch_size = batch_size
+        self.part_size = batch_size // subdivisions
+
+    def __len__(self) -> int:
+        return (self.end_step - self.start_step) * (self.batch_size // self.part_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start_step, self.end_step):
+            for first in range(0, self.batch_size, self.part_size):
+                yield [(step, slot) for slot in range(first, first + self.part_size)]

@@ -1,0 +1,194 @@
+"""Geometric and pixel operations on samples: pure functions, plus the albumentations pipeline for the common ones.
+
+Random choices are made by the caller's generator, so that they are a function of (seed, step, slot).
+
+Legend: H, W network size; H0, W0 size of the picture that was read; n objects.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import cv2
+import numpy as np
+
+from detector.config import AugmentConfig
+from detector.structures import Floats, Image, Letterbox, Sample
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
+import albumentations as A  # noqa: E402
+
+GREY = 128
+MIN_VISIBLE_SHARE = 0.1
+"""After a crop an object counts while this share of its area is visible (Darknet keeps every sliver)."""
+MIN_VISIBLE_SIDE = 2.0
+"""... and both its sides have this many pixels."""
+
+
+def fit_image(image: Image, size_hw: tuple[int, int], *, letterbox: bool) -> tuple[Image, Letterbox]:
+    """Brings a picture (H0, W0, 3) to the network's size (H, W, 3) and records how.
+
+    Args:
+        image: uint8 RGB.
+        size_hw: of the network's input.
+        letterbox: keep the aspect and fill the rest with grey; else stretch.
+    """
+    height, width = image.shape[:2]
+    if not letterbox:
+        record = Letterbox((height, width), (size_hw[1] / width, size_hw[0] / height), (0.0, 0.0))
+        return _resize(image, size_hw), record
+    scale = min(size_hw[0] / height, size_hw[1] / width)
+    inner_hw = (max(round(height * scale), 1), max(round(width * scale), 1))
+    top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
+    canvas = np.full((*size_hw, 3), GREY, np.uint8)
+    canvas[top : top + inner_hw[0], left : left + inner_hw[1]] = _resize(image, inner_hw)
+    # The exact scales after rounding, so that mapping back is exact too.
+    return canvas, Letterbox((height, width), (inner_hw[1] / width, inner_hw[0] / height), (float(left), float(top)))
+
+
+def fit_sample(sample: Sample, size_hw: tuple[int, int], *, letterbox: bool) -> Sample:
+    """`fit_image` for a picture with its objects."""
+    image, record = fit_image(sample.image, size_hw, letterbox=letterbox)
+    boxes = record.to_network(sample.boxes_xyxy)
+    return Sample(image, boxes, sample.labels, sample.crowd, sample.image_id)
+
+
+def random_crop(
+    sample: Sample, size_hw: tuple[int, int], *, jitter: float, letterbox: bool, rng: np.random.Generator
+) -> Sample:
+    """Darknet's jitter: each border moves by U(-jitter, jitter) of the side; the rest is resized to the network.
+
+    What lies outside the picture is filled with its mean colour. The aspect is not kept, unless `letterbox`.
+    """
+    height, width = sample.image.shape[:2]
+    left, right = rng.uniform(-jitter, jitter, 2) * width
+    top, bottom = rng.uniform(-jitter, jitter, 2) * height
+    window = np.array([left, top, width - right, height - bottom])  # xyxy in original pixels
+    if letterbox:
+        window = _widen(window, size_hw)
+    return crop_resize(sample, window, size_hw)
+
+
+def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
+    """The part of a sample inside a window (original pixels, may stick out), resized to `size_hw`.
+
+    Objects are clipped to the window; those that are hardly visible any more are left out.
+    """
+    height, width = sample.image.shape[:2]
+    x1, y1, x2, y2 = (round(float(value)) for value in window_xyxy)
+    x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
+    scale = np.array([size_hw[1] / (x2 - x1), size_hw[0] / (y2 - y1)])
+    inside = np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)])
+    if (inside[2:] <= inside[:2]).any():
+        canvas = _mean_canvas(sample.image, size_hw)
+    elif (inside == (x1, y1, x2, y2)).all():
+        canvas = _resize(sample.image[y1:y2, x1:x2], size_hw)
+    else:
+        canvas = _mean_canvas(sample.image, size_hw)
+        place = np.rint((inside.reshape(2, 2) - (x1, y1)) * scale).astype(int)
+        (left, top), (right, bottom) = place[0], np.maximum(place[1], place[0] + 1)
+        part = sample.image[inside[1] : inside[3], inside[0] : inside[2]]
+        canvas[top:bottom, left:right] = _resize(part, (bottom - top, right - left))[: size_hw[0] - top, : size_hw[1] - left]
+    boxes = ((sample.boxes_xyxy.reshape(-1, 2, 2) - (x1, y1)) * scale).reshape(-1, 4)
+    return clip_objects(Sample(canvas, boxes.astype(np.float32), sample.labels, sample.crowd, sample.image_id))
+
+
+def clip_objects(sample: Sample) -> Sample:
+    """Clips boxes to the picture and leaves out objects that are hardly visible."""
+    height, width = sample.image.shape[:2]
+    boxes = np.clip(sample.boxes_xyxy, 0, np.array([width, height, width, height], np.float32))
+    sides, area = boxes[:, 2:] - boxes[:, :2], _area(sample.boxes_xyxy)
+    kept = (sides.min(axis=1, initial=np.inf) >= MIN_VISIBLE_SIDE) & (_area(boxes) >= MIN_VISIBLE_SHARE * area)
+    return Sample(sample.image, boxes[kept], sample.labels[kept], sample.crowd[kept], sample.image_id)
+
+
+def adjust_hsv(image: Image, *, hue: float, saturation: float, exposure: float) -> Image:
+    """Shifts the hue by a share of the colour circle, multiplies saturation and brightness; as Darknet does, on uint8.
+
+    One look-up table for each channel, so the cost does not depend on what is changed.
+    """
+    values = np.arange(256, dtype=np.float64)
+    table = np.stack(
+        (
+            (np.arange(256) + round(hue * 180)) % 180,
+            np.clip(values * saturation, 0, 255),
+            np.clip(values * exposure, 0, 255),
+        ),
+        axis=-1,
+    ).astype(np.uint8)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
+
+
+def random_hsv(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """`adjust_hsv` with draws from the config's ranges."""
+    if config.hue == 0 and config.saturation == 1 and config.exposure == 1:
+        return image
+    return adjust_hsv(
+        image,
+        hue=rng.uniform(-config.hue, config.hue),
+        saturation=rand_scale(config.saturation, rng),
+        exposure=rand_scale(config.exposure, rng),
+    )
+
+
+def rand_scale(largest: float, rng: np.random.Generator) -> float:
+    """Darknet's `rand_scale`: U(1, largest), or its inverse, with even odds."""
+    scale = rng.uniform(1, largest)
+    return float(scale if rng.random() < 0.5 else 1 / scale)
+
+
+class CommonAugmentations:
+    """Flips, quarter turns, blur and noise by albumentations, reseeded for each sample."""
+
+    def __init__(self, config: AugmentConfig) -> None:
+        candidates = [
+            A.HorizontalFlip(p=config.horizontal_flip),
+            A.VerticalFlip(p=config.vertical_flip),
+            A.RandomRotate90(p=config.rotate90),
+            A.GaussianBlur(blur_limit=(3, 5), p=config.blur),
+            A.GaussNoise(std_range=(0.01, 0.05), p=config.noise),
+        ]
+        active = [transform for transform in candidates if transform.p > 0]
+        box_params = A.BboxParams(format="pascal_voc", label_fields=["rows"])
+        self._pipeline = A.Compose(active, bbox_params=box_params) if active else None
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """A new sample; a quarter turn of a picture that is not square swaps its sides."""
+        if self._pipeline is None:
+            return sample
+        self._pipeline.set_random_seed(int(rng.integers(2**31)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it divides by zero when there are no boxes
+            result = self._pipeline(image=sample.image, bboxes=sample.boxes_xyxy, rows=np.arange(len(sample.labels)))
+        rows = np.asarray(result["rows"], np.int64)
+        boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
+        image = np.ascontiguousarray(result["image"])
+        return Sample(image, boxes, sample.labels[rows], sample.crowd[rows], sample.image_id)
+
+
+def _resize(image: Image, size_hw: tuple[int, int]) -> Image:
+    if image.shape[:2] == tuple(size_hw):
+        return image.copy()
+    return np.asarray(cv2.resize(image, (int(size_hw[1]), int(size_hw[0])), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _mean_canvas(image: Image, size_hw: tuple[int, int]) -> Image:
+    canvas = np.empty((*size_hw, 3), np.uint8)
+    canvas[:] = np.rint(cv2.mean(image)[:3])
+    return canvas
+
+
+def _widen(window: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Grows a window about its centre to the network's aspect."""
+    sides = window[2:] - window[:2]
+    target = size_hw[1] / size_hw[0]
+    wanted = np.array([max(sides[0], sides[1] * target), max(sides[1], sides[0] / target)])
+    centre = (window[:2] + window[2:]) / 2
+    return np.concatenate((centre - wanted / 2, centre + wanted / 2))
+
+
+def _area(boxes: Floats) -> Floats:
+    area: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area

@@ -1,0 +1,340 @@
+"""Training: one visible loop. A run is a function of its config; resuming is starting at step N.
+
+Legend: B images in a part of the batch.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.anchors import split_anchors
+from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from detector.config import ExperimentConfig, to_yaml
+from detector.data import DetectionDataset, open_dataset
+from detector.data.collate import build_loader
+from detector.data.dataset import summarize
+from detector.data.synthetic import ensure_synthetic_dataset
+from detector.engine.ema import ExponentialMovingAverage
+from detector.engine.evaluate import evaluate
+from detector.engine.log import RunLog
+from detector.engine.optim import build_optimizer, learning_rate_at
+from detector.errors import InputError
+from detector.loss import LossTerms, YoloLoss
+from detector.models import Detector, build_detector
+from detector.predict import Predictor, to_network_input
+from detector.render import draw, tile
+from detector.structures import Batch, Detections, Image, Sample
+
+NUM_PICTURES = 8
+TERMS = ("box", "objectness", "classification")
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+@dataclass
+class RunState:
+    """All that changes while training; what is saved is enough to go on bit for bit.
+
+    Attributes:
+        network, optimizer, ema: being trained; ema is None without averaging.
+        step: optimiser steps done.
+        best: the best value of the chosen metric so far.
+        window: sums of the loss terms since the last log line, and their number of steps.
+    """
+
+    network: Detector
+    optimizer: torch.optim.SGD
+    ema: ExponentialMovingAverage | None
+    step: int = 0
+    best: float = -1.0
+    window: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TERMS, "steps"), 0.0))
+
+    def evaluated_network(self) -> nn.Module:
+        return self.ema.average if self.ema is not None else self.network
+
+
+def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+    """Trains and evaluates; writes config.yaml, metrics.jsonl, last.safetensors, best.safetensors and tensorboard/.
+
+    Args:
+        config: with run_dir set.
+        resume: go on with the run in run_dir; start it where there is none yet.
+        progress: show a bar on stderr.
+
+    Returns:
+        The metrics of the last evaluation, and `images_per_second` of this session's training steps.
+
+    Raises:
+        InputError: bad data, a run that is in the way, a loss that is not finite.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    assert config.run_dir is not None, "load_config sets it"
+    run_dir = Path(config.run_dir)
+    if config.data.synthetic is not None:
+        ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
+    train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
+    state = _start(config, run_dir, resume=resume)
+    log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
+    for dataset in (train_set, val_set):
+        log.bar.write(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
+    try:
+        return _run(config, state, log, train_set, val_set, run_dir)
+    finally:
+        log.close()
+
+
+def open_split(config: ExperimentConfig, split: str) -> DetectionDataset:
+    """A split of the config's data set with the model's classes. Raises: InputError."""
+    return open_dataset(
+        config.data.root, split, class_names=config.model.class_names, policy=config.data.bad_labels
+    )
+
+
+def _run(
+    config: ExperimentConfig,
+    state: RunState,
+    log: RunLog,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    run_dir: Path,
+) -> dict[str, Any]:
+    """The loop over the optimiser steps."""
+    settings = config.train
+    step_function = _StepFunction(config, state)
+    batches = iter(build_loader(train_set, config, start_step=state.step, end_step=settings.max_steps))
+    metrics: dict[str, Any] = {}
+    busy_seconds, first_step = 0.0, state.step
+    with _deferred_interrupt() as interrupted:
+        while state.step < settings.max_steps:
+            started = time.perf_counter()
+            terms = step_function(batches)
+            busy_seconds += time.perf_counter() - started
+            state.step += 1
+            images_per_second = (state.step - first_step) * settings.batch_size / busy_seconds
+            _report(state, log, terms, images_per_second, settings.log_every, learning_rate_at(state.step - 1, settings))
+            last = state.step == settings.max_steps
+            if last or (config.evaluate.every and state.step % config.evaluate.every == 0):
+                metrics = _evaluate(config, state, log, val_set, run_dir)
+            if last or interrupted or state.step % settings.save_every == 0:
+                save_state(run_dir / "last.safetensors", config, state)
+            if interrupted and not last:
+                raise Interrupted(f"stopped after step {state.step}; the same command with --resume goes on")
+    if not metrics:  # resumed after the last step
+        metrics = _evaluate(config, state, log, val_set, run_dir)
+    return {**metrics, "images_per_second": (state.step - first_step) * settings.batch_size / max(busy_seconds, 1e-9)}
+
+
+class _StepFunction:
+    """One optimiser step: forward, loss and backward for each part of the batch, then SGD and averaging."""
+
+    def __init__(self, config: ExperimentConfig, state: RunState) -> None:
+        self.config = config
+        self.state = state
+        self.loss = build_loss(config, state.network.strides)
+        self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
+        self.forward = torch.compile(state.network) if config.train.compile else state.network
+
+    def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
+        state, settings = self.state, self.config.train
+        rate = learning_rate_at(state.step, settings)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(TERMS, 0.0)
+        for _ in range(settings.subdivisions):
+            batch = next(batches)
+            terms = self._forward(batch)
+            for name in TERMS:
+                value = float(getattr(terms, name).detach())
+                _require_finite(value, name, state.step, batch)
+                sums[name] += value
+            terms.total().backward()  # type: ignore[no-untyped-call]
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(state.network, state.step)
+        return sums
+
+    def _forward(self, batch: Batch) -> LossTerms:
+        device = next(self.state.network.parameters()).device
+        images = to_network_input(batch.images, device)  # (B, 3, H, W)
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            raw_maps = self.forward(images)
+        return self.loss(
+            [raw_map.float() for raw_map in raw_maps],
+            [boxes.to(device) for boxes in batch.boxes_xyxy],
+            [labels.to(device) for labels in batch.labels],
+            batch_size=self.config.train.batch_size,
+        )
+
+
+def build_loss(config: ExperimentConfig, strides: tuple[int, ...]) -> YoloLoss:
+    """The loss that a config describes."""
+    return YoloLoss(
+        anchors_wh=split_anchors(config.model.anchors, len(strides)),
+        strides=strides,
+        num_classes=config.model.num_classes,
+        scale_xy=config.model.scale_xy,
+        box=config.loss.box,
+        box_weight=config.loss.box_weight,
+        objectness_weight=config.loss.objectness_weight,
+        class_weight=config.loss.class_weight,
+        ignore_threshold=config.loss.ignore_threshold,
+        match_threshold=config.loss.match_threshold,
+        label_smoothing=config.loss.label_smoothing,
+    )
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to compute in bfloat16; `auto` asks the processor."""
+    if precision == "auto":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
+
+
+def _require_finite(value: float, term: str, step: int, batch: Batch) -> None:
+    if value - value != 0:
+        raise InputError(
+            f"step {step + 1}: the {term} loss is {value}, images {batch.image_ids}; lower train.learning_rate, lengthen "
+            "train.burn_in, or look at these images with tools/doctor.py"
+        )
+
+
+def _report(
+    state: RunState, log: RunLog, terms: dict[str, float], images_per_second: float, every: int, rate: float
+) -> None:
+    """Advances the bar; every `every` steps writes the mean loss terms since the last line."""
+    for name in TERMS:
+        state.window[name] += terms[name]
+    state.window["steps"] += 1
+    log.bar.update()
+    log.bar.set_postfix_str(
+        " ".join(f"{name[:3]} {terms[name]:.2f}" for name in TERMS) + f" {images_per_second:.1f} img/s", refresh=False
+    )
+    if state.step % every == 0:
+        count = state.window["steps"]
+        means = {f"loss/{name}": state.window[name] / count for name in TERMS}
+        log.write(state.step, {**means, "loss/total": sum(means.values()), "learning_rate": rate})
+        log.scalar("speed/images_per_second", images_per_second, state.step)
+        state.window.update(dict.fromkeys(state.window, 0.0))
+
+
+def _evaluate(
+    config: ExperimentConfig, state: RunState, log: RunLog, dataset: DetectionDataset, run_dir: Path
+) -> dict[str, Any]:
+    """Measures the network that would be released; keeps it as best.safetensors when it is the best so far."""
+    settings = config.evaluate
+    predictor = Predictor.from_network(
+        state.evaluated_network(),
+        config.model,
+        config.preprocess,
+        score_threshold=settings.score_threshold,
+        nms_threshold=settings.nms_threshold,
+        max_detections=settings.max_detections,
+    )
+    pictures: list[Image] = []
+
+    def keep_picture(sample: Sample, detections: Detections) -> None:
+        if len(pictures) < NUM_PICTURES:
+            pictures.append(draw(sample.image, confident(detections), predictor.class_names))
+
+    evaluator = evaluate(predictor, dataset, progress=not log.bar.disable, on_image=keep_picture)
+    metrics = evaluator.compute()
+    log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if name != "per_class"})
+    log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
+    log.bar.write(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
+    value = metrics[settings.metric]
+    if value is not None and value > state.best:
+        state.best = value
+        save_weights(run_dir / "best.safetensors", config, state, metrics)
+    return metrics
+
+
+def confident(detections: Detections, threshold: float = 0.25) -> Detections:
+    """Those above a score that people want to see; the evaluation keeps far weaker ones."""
+    kept = detections.scores > threshold
+    return Detections(detections.boxes_xyxy[kept], detections.scores[kept], detections.labels[kept])
+
+
+def save_weights(path: Path, config: ExperimentConfig, state: RunState, metrics: dict[str, Any]) -> None:
+    """Writes what it takes to predict, and where it comes from. Raises: InputError."""
+    info = {"step": state.step, "metrics": metrics, "config": to_yaml(config)}
+    tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
+    """Writes what it takes to go on training. Raises: InputError."""
+    tensors = {f"model.{name}": value for name, value in state.network.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.average.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        buffer = state.optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    info = {"step": state.step, "best": state.best, "window": state.window, "config": to_yaml(config)}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def _start(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
+    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
+    torch.manual_seed(config.train.seed)
+    network = build_detector(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
+    state = RunState(network, build_optimizer(network, config.train), ema)
+    last = run_dir / "last.safetensors"
+    if last.exists() and not resume:
+        raise InputError(f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place")
+    if last.exists():
+        _restore(state, load_checkpoint(last), config, last)
+    else:
+        for leftover in ("metrics.jsonl", "best.safetensors"):  # of a run that ended before its first checkpoint
+            (run_dir / leftover).unlink(missing_ok=True)
+    write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
+    return state
+
+
+def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, path: Path) -> None:
+    if checkpoint.model != config.model:
+        raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
+    state.network.load_state_dict(checkpoint.group("model"))
+    if state.ema is not None:
+        averaged = checkpoint.group("ema")
+        if not averaged:
+            raise InputError(f"{path}: has no averaged weights; resume with train.ema_decay=0")
+        state.ema.average.load_state_dict(averaged)
+    momentum = checkpoint.group("momentum")
+    for name, parameter in state.network.named_parameters():
+        if name in momentum:
+            buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
+            state.optimizer.state[parameter]["momentum_buffer"] = buffer
+    state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
+    state.window = checkpoint.info["window"]
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Collects the first Ctrl-C or SIGTERM in the yielded list, so that the step ends properly; the second one stops."""
+    received: list[int] = []
+
+    def remember(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

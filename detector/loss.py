@@ -1,0 +1,160 @@
+"""YOLOv3's loss: raw maps and targets -> box, objectness and classification terms.
+
+Darknet states gradients, not a loss; the terms below are functions whose gradients are exactly those (PAPER section 4):
+sums over all places, divided by the images of the whole batch.
+
+Legend: B images, A anchors of a scale, C classes, h, w rows and columns, P positives, n objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from detector.anchors import cell_corners, decode_boxes, encode_boxes, split_raw_map
+from detector.assign import Assignment, assign_targets
+from detector.boxes import elementwise_iou, pairwise_iou
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Scalars that carry gradients; the loss is their sum."""
+
+    box: Tensor
+    objectness: Tensor
+    classification: Tensor
+
+    def total(self) -> Tensor:
+        return self.box + self.objectness + self.classification
+
+
+class YoloLoss:
+    """Computes `LossTerms`; holds only settings.
+
+    Args:
+        anchors_wh: (S, A, 2) input pixels.
+        strides: of the S scales.
+        num_classes: C.
+        scale_xy: one per scale (Darknet's scale_x_y).
+        box: mse | giou | diou | ciou.
+        box_weight, objectness_weight, class_weight: factors of the terms.
+        ignore_threshold: see `LossConfig`.
+        match_threshold: see `LossConfig`.
+        label_smoothing: see `LossConfig`.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchors_wh: Tensor,
+        strides: Sequence[int],
+        num_classes: int,
+        scale_xy: Sequence[float],
+        box: str = "mse",
+        box_weight: float = 1.0,
+        objectness_weight: float = 1.0,
+        class_weight: float = 1.0,
+        ignore_threshold: float = 0.7,
+        match_threshold: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.anchors_wh = anchors_wh
+        self.strides = tuple(strides)
+        self.num_classes = num_classes
+        self.scale_xy = tuple(scale_xy)
+        self.box = box
+        self.box_weight = box_weight
+        self.objectness_weight = objectness_weight
+        self.class_weight = class_weight
+        self.ignore_threshold = ignore_threshold
+        self.match_threshold = match_threshold
+        self.label_smoothing = label_smoothing
+
+    def __call__(
+        self, raw_maps: Sequence[Tensor], boxes_xyxy: Sequence[Tensor], labels: Sequence[Tensor], *, batch_size: int
+    ) -> LossTerms:
+        """The terms for these images, divided by `batch_size`.
+
+        Args:
+            raw_maps: (B, A * (5 + C), h, w) for each scale.
+            boxes_xyxy: B tensors (n_i, 4), input pixels, of positive size.
+            labels: B tensors (n_i,) int64.
+            batch_size: images of the whole optimiser step (B times subdivisions).
+        """
+        size_hw = (raw_maps[0].shape[2] * self.strides[0], raw_maps[0].shape[3] * self.strides[0])
+        assignments = assign_targets(
+            boxes_xyxy,
+            labels,
+            anchors_wh=self.anchors_wh,
+            strides=self.strides,
+            size_hw=size_hw,
+            num_classes=self.num_classes,
+            match_threshold=self.match_threshold,
+        )
+        box, objectness, classification = [], [], []
+        for scale, (raw_map, assignment) in enumerate(zip(raw_maps, assignments, strict=True)):
+            raw = split_raw_map(raw_map, self.anchors_wh.shape[1])  # (B, A, h, w, 5 + C)
+            positives = raw[assignment.image, assignment.anchor, assignment.row, assignment.column]  # (P, 5 + C)
+            box.append(self._box_term(positives, assignment, scale, size_hw))
+            objectness.append(self._objectness_term(raw, assignment, boxes_xyxy, scale))
+            classification.append(self._class_term(positives, assignment))
+        return LossTerms(
+            box=self.box_weight * sum(box, torch.zeros(())) / batch_size,
+            objectness=self.objectness_weight * sum(objectness, torch.zeros(())) / batch_size,
+            classification=self.class_weight * sum(classification, torch.zeros(())) / batch_size,
+        )
+
+    def _box_term(self, positives: Tensor, assignment: Assignment, scale: int, size_hw: tuple[int, int]) -> Tensor:
+        """mse: gradients (2 - w h) * (sigmoid(t) - target) for the centre and (2 - w h) * (t - target) for the size."""
+        cells_xy = torch.stack((assignment.column, assignment.row), dim=1)  # (P, 2)
+        anchors = self.anchors_wh[scale][assignment.anchor]  # (P, 2)
+        stride, scale_xy = self.strides[scale], self.scale_xy[scale]
+        if self.box != "mse":
+            # Unlike Darknet, the gradient passes through the sigmoid: what autograd gives for the stated loss.
+            predicted = decode_boxes(positives[:, :4], cells_xy, anchors, stride=stride, scale_xy=scale_xy)
+            target = assignment.boxes_xyxy.to(predicted.dtype)
+            return (1 - elementwise_iou(predicted, target, kind=self.box)).sum()
+        centre, size = encode_boxes(assignment.boxes_xyxy, cells_xy, anchors, stride=stride, scale_xy=scale_xy)
+        extent = assignment.boxes_xyxy[:, 2:] - assignment.boxes_xyxy[:, :2]
+        small_object_weight = (2 - extent.prod(dim=1) / (size_hw[0] * size_hw[1]))[:, None]  # (P, 1)
+        centre_loss = binary_cross_entropy_with_logits(
+            positives[:, :2], centre.to(positives.dtype), small_object_weight * scale_xy, reduction="sum"
+        )
+        return centre_loss + (small_object_weight * (positives[:, 2:4] - size).pow(2)).sum() / 2
+
+    def _objectness_term(
+        self, raw: Tensor, assignment: Assignment, boxes_xyxy: Sequence[Tensor], scale: int
+    ) -> Tensor:
+        """Positives towards 1, everything else towards 0 but for what overlaps some object well enough."""
+        target = torch.zeros_like(raw[..., 4])  # (B, A, h, w)
+        weight = self._punished_background(raw.detach(), boxes_xyxy, scale)
+        place = (assignment.image, assignment.anchor, assignment.row, assignment.column)
+        target[place] = 1
+        weight[place] = 1
+        return binary_cross_entropy_with_logits(raw[..., 4], target, weight, reduction="sum")
+
+    def _punished_background(self, raw: Tensor, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
+        """(B, A, h, w): 0 where a prediction's IoU with any object exceeds the ignore threshold, else 1."""
+        batch, num_anchors, height, width, _ = raw.shape
+        predicted = decode_boxes(
+            raw[..., :4],
+            cell_corners(height, width, raw.device),
+            self.anchors_wh[scale][:, None, None],
+            stride=self.strides[scale],
+            scale_xy=self.scale_xy[scale],
+        )  # (B, A, h, w, 4)
+        weight = torch.ones(batch, num_anchors, height, width, dtype=raw.dtype, device=raw.device)
+        for index, boxes in enumerate(boxes_xyxy):
+            if len(boxes):
+                iou = pairwise_iou(boxes.to(raw.dtype), predicted[index].reshape(-1, 4))  # (n, A * h * w)
+                weight[index] = (iou.amax(dim=0) <= self.ignore_threshold).view(num_anchors, height, width)
+        return weight
+
+    def _class_term(self, positives: Tensor, assignment: Assignment) -> Tensor:
+        smoothing = self.label_smoothing
+        target = assignment.classes.to(positives) * (1 - smoothing) + smoothing / 2  # (P, C)
+        return binary_cross_entropy_with_logits(positives[:, 5:], target, reduction="sum")

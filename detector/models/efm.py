@@ -1,0 +1,88 @@
+"""The Exact Fusion Model: for each anchor size, the features of its own scale and of the two beside it.
+
+CSPNet paper, section 3.3 and Figure 6(c). No cfg of it is public. The convolutions are those of the bars of Figure 7,
+so parameters and BFLOPs are the published ones; which map feeds which bar is inferred from them.
+
+Legend: C2..C5 backbone maps at strides 4, 8, 16, 32; L lateral (top-down) maps; D maps brought down from a finer
+stride; P4 the middle of the pyramid; F fused maps, one for each prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.models.layers import ConvBN, Maxout, SpatialAttention, upsample2
+
+
+class ExactFusionModel(nn.Module):
+    """Backbone maps C2..C5 -> fused maps (64, 128, 128 channels) at strides 8, 16, 32.
+
+    Args:
+        in_channels: of C2, C3, C4, C5; Maxout compresses C2 to 32, C3 to 64 and C4 to 128, so they must be multiples.
+        in_strides: of the same maps, (4, 8, 16, 32).
+        attention: none, or sam: SAM on each fused map before its last two convolutions (1x1 on 128, 256, 256
+            channels: the only placement that meets the published cost and parameters).
+        activation: of every convolution.
+
+    Raises:
+        ValueError: a backbone whose levels do not fit.
+    """
+
+    out_channels: tuple[int, ...] = (64, 128, 128)
+    strides: tuple[int, ...] = (8, 16, 32)
+
+    def __init__(
+        self,
+        *,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        attention: str = "none",
+        activation: str = "leaky",
+    ) -> None:
+        super().__init__()
+        _check_levels(in_channels, in_strides)
+
+        def conv(cin: int, cout: int, kernel_size: int, stride: int = 1) -> ConvBN:
+            return ConvBN(cin, cout, kernel_size, stride=stride, activation=activation)
+
+        def attend(channels: int) -> nn.Module:
+            return SpatialAttention(channels) if attention == "sam" else nn.Identity()
+
+        self.up = upsample2()
+        self.maxout_c2, self.maxout_c3, self.maxout_c4 = Maxout(32), Maxout(64), Maxout(128)
+        # The numbers on the right are the bars of Figure 7.
+        self.lateral5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), conv(256, 128, 1))  # 114-116
+        self.lateral4 = nn.Sequential(conv(256, 128, 1), conv(128, 128, 3), conv(128, 64, 1))  # 119-121
+        self.down3 = conv(64, 64, 3, stride=2)  # 123
+        self.pyramid4 = nn.Sequential(conv(128, 64, 1), conv(64, 64, 3))  # 124-125
+        self.lateral3 = nn.Sequential(conv(64, 64, 1), conv(64, 64, 3), conv(64, 32, 1))  # 129-131
+        self.down2 = conv(32, 32, 3, stride=2)  # 133
+        self.fuse3 = nn.Sequential(attend(128), conv(128, 64, 1), conv(64, 64, 3))  # 135-136
+        # 139 may be 128 -> 64 or 64 -> 128 channels, which cost the same; 128 -> 64 makes the 256 inputs of 142.
+        self.next4 = conv(128, 64, 3, stride=2)
+        self.fuse4 = nn.Sequential(attend(256), conv(256, 128, 1), conv(128, 128, 3))  # 142-143
+        self.next5 = conv(256, 128, 3, stride=2)  # 146
+        self.fuse5 = nn.Sequential(attend(256), conv(256, 128, 1), conv(128, 128, 3))  # 147-148
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        c2, c3, c4, c5 = maps
+        c3 = self.maxout_c3(c3)  # 64 channels, stride 8
+        l5 = self.lateral5(c5)  # 128, 32
+        l4 = self.lateral4(torch.cat((self.up(l5), self.maxout_c4(c4)), 1))  # 64, 16
+        p4 = self.pyramid4(torch.cat((l4, self.down3(c3)), 1))  # 64, 16
+        d2 = self.down2(self.maxout_c2(c2))  # 32, 8
+        f3 = torch.cat((self.lateral3(c3), d2, self.up(p4)), 1)  # 128, 8
+        f4 = torch.cat((self.next4(f3), p4, self.up(l5)), 1)  # 256, 16
+        f5 = torch.cat((self.next5(f4), l5), 1)  # 256, 32
+        return self.fuse3(f3), self.fuse4(f4), self.fuse5(f5)
+
+
+def _check_levels(channels: Sequence[int], strides: Sequence[int]) -> None:
+    if tuple(strides) != (4, 8, 16, 32):
+        raise ValueError(f"efm: expected backbone maps at strides (4, 8, 16, 32), got {tuple(strides)}")
+    for count, compressed in zip(channels[:3], (32, 64, 128), strict=True):
+        if count % compressed:
+            raise ValueError(f"efm: Maxout to {compressed} channels needs a multiple of them, got {count}")

@@ -1,0 +1,114 @@
+"""The layers that every network here is made of. They equal Darknet's sections of the same meaning.
+
+Legend: B images, C channels, H, W height and width of a feature map, k kernel size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+ACTIVATIONS = {
+    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "swish": lambda: nn.SiLU(inplace=True),
+    "logistic": nn.Sigmoid,
+    "linear": nn.Identity,
+}
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch normalisation, activation; padding k // 2 keeps the size at stride 1.
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    After `fold_batchnorm` the normalisation is part of the convolution and `norm` is an identity.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        activation: str = "leaky",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
+        )
+        # eps 1e-5: AlexeyAB adds it inside the root. Momentum .03: between Darknet's .1 (CPU) and .01 (GPU).
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-5, momentum=0.03)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.norm(self.conv(x)))
+        return out
+
+
+class Maxout(nn.Module):
+    """Compresses (B, C, H, W) to (B, out_channels, H, W): the largest of every C / out_channels channels.
+
+    Darknet's `maxpool_depth`: output g is the maximum of the channels g, g + out_channels, g + 2 * out_channels, ...
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        groups = x.view(batch, channels // self.out_channels, self.out_channels, height, width)
+        return groups.amax(dim=1)  # (B, out_channels, H, W)
+
+
+class SpatialAttention(nn.Module):
+    """Darknet's `sam`: sigmoid(1x1 conv(x)) * x, a weight for each channel and place; the shape stays.
+
+    The convolution has biases and no normalisation: only then has CSPPeleeNet-EFM(SAM) the published 4.31 M
+    parameters (4.3053; with normalisation, as in an example by the authors, 4.3047).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(x)) * x
+
+
+def upsample2() -> nn.Module:
+    """(B, C, H, W) -> (B, C, 2H, 2W), nearest neighbour (Darknet `upsample`)."""
+    return nn.Upsample(scale_factor=2, mode="nearest")
+
+
+def init_weights(network: nn.Module) -> None:
+    """Draws convolution weights from N(0, 2 / (k * k * in / groups)), as Darknet does; biases 0, scales 1.
+
+    Consumes torch's global generator: seed it first.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def fold_batchnorm(network: nn.Module) -> nn.Module:
+    """A copy in eval mode whose batch normalisations are folded into the convolutions; outputs differ by rounding only."""
+    folded = copy.deepcopy(network).eval()
+    for module in folded.modules():
+        if isinstance(module, ConvBN) and isinstance(module.norm, nn.BatchNorm2d):
+            with torch.no_grad():
+                module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return folded

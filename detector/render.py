@@ -1,0 +1,75 @@
+"""Draws detections into pictures."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from detector.structures import Detections, Image
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """An RGB colour for a class; neighbouring labels are far apart on the colour circle."""
+    red, green, blue = colorsys.hsv_to_rgb((label * 0.618034 + 0.02) % 1.0, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(image: Image, detections: Detections, class_names: Sequence[str], *, scores: bool = True) -> Image:
+    """A new picture with a box and a caption for each detection, the best on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; not changed.
+        detections: in pixels of the picture.
+        class_names: of the labels.
+        scores: write the score behind the name.
+    """
+    canvas = np.ascontiguousarray(image.copy())
+    thickness = max(1, round(max(image.shape[:2]) / 400))
+    font_scale = max(0.35, max(image.shape[:2]) / 1600)
+    for row in reversed(range(len(detections))):
+        x1, y1, x2, y2 = (round(value) for value in detections.boxes_xyxy[row].tolist())
+        label = int(detections.labels[row])
+        caption = class_names[label] + (f" {detections.scores[row]:.2f}" if scores else "")
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_color(label), thickness, cv2.LINE_AA)
+        _draw_caption(canvas, caption, (x1, y1), class_color(label), font_scale)
+    return canvas
+
+
+def _draw_caption(
+    canvas: Image, text: str, corner: tuple[int, int], color: tuple[int, int, int], font_scale: float
+) -> None:
+    """A filled label above the corner, moved inside where it would leave the picture."""
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font_scale, 1)
+    left = max(0, min(corner[0], canvas.shape[1] - width - 2))
+    top = corner[1] - height - baseline - 2
+    if top < 0:
+        top = max(0, min(corner[1], canvas.shape[0] - height - baseline - 2))
+    cv2.rectangle(canvas, (left, top), (left + width + 2, top + height + baseline + 2), color, cv2.FILLED)
+    bright = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(canvas, text, (left + 1, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, font_scale, ink, 1, cv2.LINE_AA)
+
+
+def tile(images: Sequence[Image], *, columns: int, cell_hw: tuple[int, int], gap: int = 4) -> Image:
+    """A grid of pictures on white, each fitted into a cell with its aspect kept.
+
+    Args:
+        images: (H_i, W_i, 3) uint8 RGB.
+        columns: of the grid.
+        cell_hw: height and width of a cell in pixels.
+        gap: white pixels between the cells.
+    """
+    rows = -(-len(images) // columns)
+    height, width = cell_hw[0] + gap, cell_hw[1] + gap
+    canvas = np.full((max(rows, 1) * height + gap, columns * width + gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        scale = min(cell_hw[0] / image.shape[0], cell_hw[1] / image.shape[1])
+        size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top = gap + number // columns * height + (cell_hw[0] - size[1]) // 2
+        left = gap + number % columns * width + (cell_hw[1] - size[0]) // 2
+        canvas[top : top + size[1], left : left + size[0]] = resized
+    return canvas
