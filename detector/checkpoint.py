@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,3 +117,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         info=json.loads(metadata["info"]),
         tensors=tensors,
     )
+
+
+def find_weights(folders: Iterable[Path]) -> Path:
+    """The weights to use when none are named: of the newest run below the folders, else the newest released file.
+
+    Raises:
+        InputError: there are none.
+    """
+    folders = [folder for folder in folders if folder.is_dir()]
+    runs = [path for folder in folders for path in folder.glob("*/best.safetensors")]
+    released = [path for folder in folders for path in folder.glob("*.safetensors")]
+    for candidates in (runs, released):
+        if candidates:
+            return max(candidates, key=lambda path: path.stat().st_mtime)
+    raise InputError("no weights found in weights/; train first (make demo, or tools/train.py) or give --weights FILE")

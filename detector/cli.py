@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -31,6 +32,16 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         code = _fail(f"internal error, please report it: {type(error).__name__}: {error}", 1, error)
     sys.exit(code)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name a model in the same way for all tools; resolved by `detector.predict.find_model`."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="weights file, run folder, or config (its run); default: the newest run in weights/, else released weights",
+    )
+    parser.add_argument("--weights", help="weights file, when MODEL is a config or is left out")
 
 
 def print_json(content: Any) -> None:

@@ -215,7 +215,6 @@ class TrainConfig(_Strict):
         weight_decay: on convolution weights only.
         ema_decay: of the averaged weights that are evaluated and released; 0 = none.
         precision: fp32 | bf16 | auto (bf16 where the processor computes it natively).
-        compile: torch.compile; costs about a minute at the start.
         num_workers: processes that read and augment; changes nothing but the speed.
         log_every: steps between two lines of metrics.jsonl.
         save_every: steps between two writes of last.safetensors.
@@ -236,7 +235,6 @@ class TrainConfig(_Strict):
     weight_decay: NonNegative
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["auto", "fp32", "bf16"]
-    compile: bool
     num_workers: Natural
     log_every: Count
     save_every: Count
@@ -328,6 +326,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 def to_yaml(config: ExperimentConfig) -> str:
     """The complete, resolved config as text that `load_config` reads back to an equal value."""
     return str(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False, allow_unicode=True))
+
+
+def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
+    """An experiment that was stored as text by `to_yaml` (in a weights file `where`). Raises: InputError."""
+    return _validated(_EXPERIMENT, _parse_yaml(text, where), where)
 
 
 def parse_model_config(tree: dict[str, Any], where: str) -> ModelConfig:

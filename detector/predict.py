@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 from detector.anchors import split_anchors
-from detector.checkpoint import load_checkpoint
-from detector.config import ModelConfig, PreprocessConfig
+from detector.checkpoint import Checkpoint, find_weights, load_checkpoint
+from detector.config import ModelConfig, PreprocessConfig, load_config
 from detector.data.transforms import fit_image
 from detector.errors import InputError
 from detector.models import build_detector
 from detector.models.layers import fold_batchnorm
 from detector.postprocess import Decoder, postprocess
 from detector.structures import Detections, Image
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 class Predictor:
@@ -124,6 +126,40 @@ class Predictor:
             Detections(record.to_original(found.boxes_xyxy), found.scores, found.labels)
             for found, (_, record) in zip(results, fitted, strict=True)
         ]
+
+
+def find_model(model: str | None, weights: str | None) -> tuple[Path, Checkpoint]:
+    """The weights that a user means.
+
+    Args:
+        model: a weights file, a run folder, a config (whose run is meant), or None.
+        weights: a weights file that goes before `model`, or None. With neither, the newest run in weights/, else the
+            released weights that come with the project.
+
+    Returns:
+        the file and what it holds.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if weights is not None:
+        path = Path(weights)
+    elif model is None:
+        path = find_weights([Path("weights"), PROJECT_ROOT / "weights"])
+    elif Path(model).is_dir():
+        path = _of_run(Path(model))
+    elif Path(model).suffix in {".yaml", ".yml"}:
+        path = _of_run(Path(load_config(model).run_dir or "."))
+    else:
+        path = Path(model)
+    return path, load_checkpoint(path)
+
+
+def _of_run(run_dir: Path) -> Path:
+    for name in ("best.safetensors", "last.safetensors"):
+        if (run_dir / name).is_file():
+            return run_dir / name
+    raise InputError(f"{run_dir}: holds no weights yet; train first, or give --weights FILE")
 
 
 def to_network_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:

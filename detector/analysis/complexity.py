@@ -112,3 +112,20 @@ def total_complexity(network: nn.Module, costs: list[LayerCost]) -> Totals:
         bflops=sum(cost.bflops for cost in costs),
         cio=sum(cost.cio for cost in costs),
     )
+
+
+def complexity_table(costs: list[LayerCost], totals: Totals) -> str:
+    """Layers and totals as text."""
+    width = max(len(cost.name) for cost in costs)
+    lines = [f"{'':>4} {'layer':<{width}} {'kind':<8}{'kernel':<8}{'input':>16}{'output':>16}{'params':>11}{'BFLOPs':>9}"]
+    for number, cost in enumerate(costs):
+        source, target = ("x".join(map(str, chw)) for chw in (cost.input_chw, cost.output_chw))
+        lines.append(
+            f"{number:>4} {cost.name:<{width}} {cost.kind:<8}{cost.kernel:<8}{source:>16}{target:>16}"
+            f"{cost.params:>11,}{cost.bflops:>9.4f}"
+        )
+    lines.append(
+        f"total: {totals.params / 1e6:.2f} M parameters ({totals.params:,}; {totals.params_with_norm:,} with normalisation), "
+        f"{totals.bflops:.3f} BFLOPs, CIO {totals.cio / 1e6:.1f} M"
+    )
+    return "\n".join(lines)

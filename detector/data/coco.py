@@ -62,6 +62,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path}: no valid JSON: {error}") from error
+    if isinstance(content, dict) and path.stem.startswith("image_info"):
+        content.setdefault("annotations", [])  # COCO's test sets have none
     for key, needed in (("images", ("id", "file_name", "height", "width")), ("annotations", ()), ("categories", ("id", "name"))):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list):
@@ -85,7 +87,8 @@ def _add_object(builder: DatasetBuilder, item: dict[str, Any], names: dict[Any, 
 
 def _find_images_dir(annotations: Path) -> Path:
     official = annotations.parent.parent / annotations.stem.removeprefix("instances_").removeprefix("image_info_")
-    candidates = [annotations.parent / "images", official]
+    test_dev = official.with_name(official.name.replace("test-dev", "test"))  # a part of the same pictures
+    candidates = [annotations.parent / "images", official, test_dev]
     for folder in candidates:
         if folder.is_dir():
             return folder

@@ -130,7 +130,7 @@ class DetectionDataset:
         category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
         image_ids = [int(image_id) for image_id in self.image_ids]
         known = set(image_ids)
-        annotations = [item for item in content["annotations"] if item["image_id"] in known]
+        annotations = [item for item in content.get("annotations", []) if item["image_id"] in known]
         for number, item in enumerate(annotations, 1):
             item["id"] = number  # pycocotools takes the id 0 for "unmatched"
             item.setdefault("iscrowd", 0)

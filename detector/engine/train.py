@@ -143,7 +143,6 @@ class _StepFunction:
         self.state = state
         self.loss = build_loss(config, state.network.strides)
         self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
-        self.forward = torch.compile(state.network) if config.train.compile else state.network
 
     def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
         state, settings = self.state, self.config.train
@@ -169,7 +168,7 @@ class _StepFunction:
         device = next(self.state.network.parameters()).device
         images = to_network_input(batch.images, device)  # (B, 3, H, W)
         with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            raw_maps = self.forward(images)
+            raw_maps = self.state.network(images)
         return self.loss(
             [raw_map.float() for raw_map in raw_maps],
             [boxes.to(device) for boxes in batch.boxes_xyxy],

@@ -1,0 +1,187 @@
+"""Examines a data set before it costs a night of training, and says what it found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from detector.anchors import best_possible_recall, fit_anchors
+from detector.data import list_splits, open_dataset
+from detector.data.dataset import DetectionDataset, Problem
+from detector.data.images import read_image
+from detector.errors import InputError
+
+COCO_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
+ERROR_RULES = {"missing_image", "unreadable_image", "unreadable_annotation", "unreadable_split"}
+
+
+@dataclass
+class SplitReport:
+    """What one split holds.
+
+    Attributes:
+        name: of the split.
+        images: number.
+        objects: number for each class, none left out.
+        empty_images: images without an object.
+        side_quantiles: 5 %, 25 %, 50 %, 75 %, 95 % of the square roots of the box areas, original pixels.
+        recall: of three anchor sets at IoU 0.5 and 0.7, boxes scaled to the network's size.
+        fitted_anchors: nine anchors fitted to this split.
+        problems: of labels and pictures.
+    """
+
+    name: str
+    images: int
+    objects: dict[str, int]
+    empty_images: int
+    side_quantiles: list[float]
+    recall: dict[str, tuple[float, float]]
+    fitted_anchors: list[tuple[int, int]]
+    problems: list[Problem]
+
+
+@dataclass
+class DoctorReport:
+    """The whole examination.
+
+    Attributes:
+        splits: one report each.
+        notes: things to know that are no fault.
+        shared: pictures that stand in two splits of which neither contains the other.
+    """
+
+    splits: list[SplitReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+
+    def exit_code(self) -> int:
+        """0 nothing found, 1 warnings, 2 errors (missing or unreadable files)."""
+        problems = [problem for split in self.splits for problem in split.problems]
+        if any(problem.rule in ERROR_RULES for problem in problems):
+            return 2
+        return 1 if problems or self.shared else 0
+
+
+def examine(
+    path: str | Path,
+    *,
+    images_dir: str | Path | None = None,
+    size_hw: tuple[int, int] = (416, 416),
+    anchors: Sequence[tuple[float, float]] = COCO_ANCHORS,
+    read_pictures: bool = True,
+) -> DoctorReport:
+    """Examines all splits of a data set.
+
+    Args:
+        path: anything that `open_dataset` takes.
+        images_dir: of the pictures of a COCO file.
+        size_hw: network size for the fit of the anchors.
+        anchors: (width, height) in pixels of that size.
+        read_pictures: decode every picture and compare contents across splits; the slow part.
+
+    Raises:
+        InputError: not one split can be opened.
+    """
+    report, contents = DoctorReport(), {}
+    failures = []
+    for split in list_splits(path):
+        name = split or Path(path).name
+        try:
+            dataset = open_dataset(path, split, images_dir=images_dir)
+        except InputError as error:
+            failures.append(Problem(name, "unreadable_split", str(error), "split skipped"))
+            continue
+        found = _examine_split(name, dataset, size_hw, anchors)
+        if read_pictures:
+            contents[name] = _read_all(dataset, found.problems)
+        report.splits.append(found)
+    if not report.splits:
+        raise InputError(f"{path}: " + ("; ".join(problem.value for problem in failures) or "has no split"))
+    report.splits[0].problems.extend(failures)
+    _compare_splits(contents, report)
+    return report
+
+
+def _examine_split(
+    name: str, dataset: DetectionDataset, size_hw: tuple[int, int], anchors: Sequence[tuple[float, float]]
+) -> SplitReport:
+    counts = Counter(dataset.labels.tolist())
+    boxes = torch.from_numpy(dataset.boxes_xyxy)
+    sides = boxes[:, 2:] - boxes[:, :2]  # (n, 2), original pixels
+    images = torch.from_numpy(dataset.sizes_hw).repeat_interleave(torch.from_numpy(dataset.offsets).diff(), dim=0)
+    scaled = sides * torch.tensor(size_hw[::-1]) / images.flip(1)  # (n, 2), network pixels
+    candidates = {"given anchors": torch.tensor(anchors, dtype=torch.float32)}
+    fitted = torch.zeros(0, 2)
+    if len(scaled) >= 9:
+        fitted = fit_anchors(scaled, 9)
+        candidates["fitted anchors"] = fitted
+    quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    return SplitReport(
+        name=name,
+        images=len(dataset),
+        objects={name: counts[label] for label, name in enumerate(dataset.class_names)},
+        empty_images=int((torch.from_numpy(dataset.offsets).diff() == 0).sum()),
+        side_quantiles=sides.prod(1).sqrt().quantile(quantiles).tolist() if len(sides) else [],
+        recall={
+            key: (best_possible_recall(scaled, value), best_possible_recall(scaled, value, threshold=0.7))
+            for key, value in candidates.items()
+        },
+        fitted_anchors=[(round(w), round(h)) for w, h in fitted.tolist()],
+        problems=list(dataset.problems),
+    )
+
+
+def _read_all(dataset: DetectionDataset, problems: list[Problem]) -> dict[str, str]:
+    """Decodes every picture; content hash -> file name."""
+    hashes = {}
+    for path, (height, width) in zip(dataset.paths, dataset.sizes_hw.tolist(), strict=True):
+        try:
+            read_image(path, expected_hw=(height, width))
+            digest = hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
+        except InputError as error:
+            problems.append(Problem(str(path), "unreadable_image", str(error), "image skipped"))
+            continue
+        if digest in hashes:
+            problems.append(Problem(str(path), "duplicate_image", f"same content as {hashes[digest]}", "kept"))
+        hashes[digest] = path.name
+    return hashes
+
+
+def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -> None:
+    names = list(contents)
+    for position, first in enumerate(names):
+        for second in names[position + 1 :]:
+            common = contents[first].keys() & contents[second].keys()
+            smaller, larger = sorted((first, second), key=lambda name: len(contents[name]))
+            if common and len(common) == len(contents[smaller]):
+                report.notes.append(f"{smaller} is part of {larger} ({len(common)} images)")
+            elif common:
+                example = contents[first][min(common)]
+                report.shared.append(f"{first} and {second} share {len(common)} images, such as {example}")
+
+
+def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
+    """The report for people; at most `max_problems` problems of each split are spelt out."""
+    lines: list[str] = []
+    for split in report.splits:
+        total = sum(split.objects.values())
+        lines.append(f"{split.name}: {split.images} images, {total} objects, {split.empty_images} images without objects")
+        lines.append("  classes: " + ", ".join(f"{name} {count}" for name, count in split.objects.items()))
+        if split.side_quantiles:
+            sides = " / ".join(f"{side:.0f}" for side in split.side_quantiles)
+            lines.append(f"  box side (5/25/50/75/95 %): {sides} px")
+        for key, (half, high) in split.recall.items():
+            lines.append(f"  best possible recall, {key}: {half:.4f} at IoU 0.5, {high:.4f} at IoU 0.7")
+        if split.fitted_anchors:
+            lines.append(f"  fitted anchors: {[list(pair) for pair in split.fitted_anchors]}")
+        lines += [f"  {problem}" for problem in split.problems[:max_problems]]
+        if len(split.problems) > max_problems:
+            lines.append(f"  ... and {len(split.problems) - max_problems} more (--json lists all)")
+    lines += [f"note: {note}" for note in report.notes] + [f"warning: {shared}" for shared in report.shared]
+    verdict = ("nothing found", "warnings", "errors: missing or unreadable files")[report.exit_code()]
+    return "\n".join([*lines, f"verdict: {verdict}"])

@@ -1,0 +1,159 @@
+"""Fetches public data sets: the only place in the project that uses the network, and only when asked."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from detector.errors import InputError
+
+_CHUNK = 1 << 20
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to fetch and unpack.
+
+    Attributes:
+        url: where it is.
+        md5: its published checksum, None where none is published.
+        inner: the folder in the archive whose content is wanted; "" = all.
+    """
+
+    url: str
+    md5: str | None = None
+    inner: str = ""
+
+
+_COCO = "http://images.cocodataset.org"
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
+ARCHIVES: dict[str, tuple[Archive, ...]] = {
+    # COCO publishes no checksums; the archives check themselves (CRC of every member).
+    "coco": (
+        Archive(f"{_COCO}/annotations/annotations_trainval2017.zip"),
+        Archive(f"{_COCO}/annotations/image_info_test2017.zip"),
+        Archive(f"{_COCO}/zips/val2017.zip"),
+        Archive(f"{_COCO}/zips/train2017.zip"),
+        Archive(f"{_COCO}/zips/test2017.zip"),
+    ),
+    # Checksums as in torchvision.datasets.voc.
+    "voc": (
+        Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),
+        Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
+        Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f"),
+    ),
+    "bccd": (Archive("https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip", inner="BCCD_Dataset-master/BCCD"),),
+}
+
+
+def fetch_dataset(archives: Iterable[Archive], root: Path, *, progress: bool = True) -> None:
+    """Downloads, checks and unpacks archives into `root`; what is there already is not fetched again.
+
+    Raises:
+        InputError: no connection, no space, a wrong checksum, a damaged archive. A download that broke off stays as
+            .part and goes on at the next call.
+    """
+    for archive in archives:
+        name = archive.url.rsplit("/", 1)[-1]
+        done = root / f".{name}.done"
+        if done.exists():
+            continue
+        target = root / name
+        download(archive.url, target, progress=progress)
+        if archive.md5 is not None:
+            _check_md5(target, archive.md5)
+        _unpack(target, root, archive.inner)
+        target.unlink()
+        done.touch()
+
+
+def download(url: str, target: Path, *, progress: bool = True) -> None:
+    """Fetches a file, going on where an earlier attempt broke off.
+
+    Raises:
+        InputError: as in `fetch_dataset`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    part = target.with_name(f"{target.name}.part")
+    try:
+        expected = _fetch(url, part, progress=progress)
+    except urllib.error.HTTPError as error:
+        raise InputError(f"{url}: the server says {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise InputError(f"{url}: broke off ({error}); the same command goes on from there") from error
+    if expected is not None and part.stat().st_size != expected:
+        raise InputError(f"{url}: broke off at {part.stat().st_size} of {expected} bytes; the same command goes on there")
+    part.rename(target)
+
+
+def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
+    """Appends what is missing to `part`; returns the size that the whole file should have, if the server says so."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing beyond what we have
+            return None
+        raise
+    with response:
+        if have and response.status != 206:
+            have = 0  # the server does not know ranges: from the beginning
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        _require_space(part.parent, (total or 0) - have, url)
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
+        with bar, part.open("ab" if have else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return total
+
+
+def _require_space(folder: Path, needed: int, url: str) -> None:
+    """Unpacking needs the same space again."""
+    free = shutil.disk_usage(folder).free
+    if free < 2 * needed:
+        raise InputError(f"{url}: needs {2 * needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free")
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        path.unlink()
+        raise InputError(f"{path.name}: checksum {digest.hexdigest()} instead of {expected}; removed, download it again")
+
+
+def _unpack(path: Path, root: Path, inner: str) -> None:
+    """Unpacks .zip and .tar*; names that would leave the folder are refused by the libraries."""
+    unpacked = root / f".{path.name}.unpacked" if inner else root
+    unpacked.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(unpacked)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(unpacked, filter="data")
+        if inner:
+            shutil.copytree(unpacked / inner, root, dirs_exist_ok=True)
+            shutil.rmtree(unpacked)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, FileNotFoundError) as error:
+        path.unlink()
+        raise InputError(f"{path.name}: is damaged ({error}); removed, download it again") from error

@@ -1,0 +1,62 @@
+"""Plots of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+MAX_NAMED_CLASSES = 20
+
+
+def plot_precision_recall(
+    path: Path, recall: NDArray[np.float64], precision: NDArray[np.float64], class_names: Sequence[str]
+) -> None:
+    """Precision over recall at IoU 0.5: one thin line for each class, a thick one for their mean.
+
+    Args:
+        recall: (101,).
+        precision: (101, C); -1 in the column of a class without objects.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    present = [index for index in range(len(class_names)) if precision[:, index].max(initial=-1) > -1]
+    for index in present:
+        label = class_names[index] if len(present) <= MAX_NAMED_CLASSES else None
+        area = precision[:, index].mean()
+        axes.plot(recall, precision[:, index], linewidth=1, label=f"{label} {area:.3f}" if label else None)
+    if present:
+        mean = precision[:, present].mean(axis=1)
+        axes.plot(recall, mean, color="black", linewidth=2.5, label=f"mean {mean.mean():.3f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, IoU 0.5")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def plot_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """The confusion matrix as shares of each true class, with the counts written in where there is room.
+
+    Args:
+        counts: (C + 1, C + 1); row: truth, column: detection; the last of each is background.
+    """
+    names = [*class_names, "background"]
+    side = 2.5 + min(0.7 * len(names), 14)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    ticks = range(len(names))
+    axes.set(xlabel="detected as", ylabel="truth", title="Confusion, score above 0.25, IoU 0.5")
+    axes.set_xticks(ticks, names, rotation=60, ha="right")
+    axes.set_yticks(ticks, names)
+    if len(names) <= MAX_NAMED_CLASSES:
+        for row in ticks:
+            for column in ticks:
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=9)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,100 @@
+"""Frame in, boxes out: runs a predictor over a source and hands the results to sinks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from detector.predict import Predictor
+from detector.render import draw
+from detector.structures import Detections, Image
+from detector.video.sink import PictureSink, VideoSink, WindowSink
+from detector.video.source import Frame, Source
+
+Sink = VideoSink | PictureSink | WindowSink
+
+
+@dataclass
+class VideoReport:
+    """What a run measured.
+
+    Attributes:
+        frames: shown or saved.
+        dropped: by a live source, because the detector was busy.
+        detections: in all frames.
+        latency_ms: from capture to boxes, for each frame.
+        seconds: of the whole run.
+    """
+
+    frames: int = 0
+    dropped: int = 0
+    detections: int = 0
+    latency_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self) -> str:
+        """One line for people."""
+        if not self.frames:
+            return "no frames"
+        middle, late = np.percentile(self.latency_ms, [50, 95])
+        return (
+            f"{self.frames} frames, {self.detections} detections, {self.frames / self.seconds:.1f} frames/s, "
+            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped"
+        )
+
+
+def run_video(
+    source: Source,
+    predictor: Predictor,
+    sinks: Sequence[Sink],
+    *,
+    on_frame: Callable[[Frame, Detections], None] | None = None,
+) -> VideoReport:
+    """Runs until the source ends or the user closes the window; source and sinks are closed in any case.
+
+    Raises:
+        InputError: a frame cannot be read or written.
+    """
+    report, started = VideoReport(), time.perf_counter()
+    with ExitStack() as stack:
+        for item in (*sinks, source):
+            stack.callback(item.close)
+        for frame in source:
+            detections = predictor.predict(frame.image)
+            report.latency_ms.append((time.perf_counter() - frame.captured) * 1000)
+            report.frames += 1
+            report.detections += len(detections)
+            if on_frame is not None:
+                on_frame(frame, detections)
+            if sinks:
+                _show(frame, detections, predictor, sinks, report)
+            if any(isinstance(sink, WindowSink) and sink.quit for sink in sinks):
+                break
+        report.dropped = source.dropped
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _show(
+    frame: Frame, detections: Detections, predictor: Predictor, sinks: Sequence[Sink], report: VideoReport
+) -> None:
+    annotated = draw(frame.image, detections, predictor.class_names)
+    for sink in sinks:
+        if isinstance(sink, WindowSink):
+            rate = 1000 / float(np.mean(report.latency_ms[-30:]))
+            sink.write(_with_rate(annotated, rate), frame.name)
+        else:
+            sink.write(annotated, frame.name)
+
+
+def _with_rate(image: Image, frames_per_second: float) -> Image:
+    canvas = image.copy()
+    text = f"{frames_per_second:.0f} fps"
+    for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
+        cv2.putText(canvas, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, color, thickness, cv2.LINE_AA)
+    return canvas

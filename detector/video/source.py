@@ -1,0 +1,205 @@
+"""Frames from cameras, video files, streams, pictures, folders and globs.
+
+A live source (camera or stream) hands out the newest frame: what came while the detector was busy is dropped and
+counted, so the picture never lags behind. A file hands out every frame.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from detector.data.images import IMAGE_SUFFIXES, list_images, read_image
+from detector.errors import InputError
+from detector.structures import Image
+
+_PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        name: file name, or the number of the frame.
+        index: counted from 0, dropped frames included.
+        captured: time.perf_counter() when it was there.
+    """
+
+    image: Image
+    name: str
+    index: int
+    captured: float
+
+
+class Source:
+    """An iterable of frames; close it when done.
+
+    Attributes:
+        fps: frames per second of a video, None for pictures.
+        live: whether frames are dropped when nobody fetches them.
+        total: number of frames where it is known.
+        dropped: frames that were dropped so far.
+    """
+
+    fps: float | None = None
+    live: bool = False
+    total: int | None = None
+    dropped: int = 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees the device; nothing to free by default."""
+
+
+class PictureSource(Source):
+    """Picture files, one after the other. A file that cannot be read is an error when its turn comes."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self.total = len(paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, path in enumerate(self._paths):
+            yield Frame(read_image(path), path.name, index, time.perf_counter())
+
+
+class VideoSource(Source):
+    """Every frame of a video file."""
+
+    def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
+        self._capture = capture
+        self._name = name
+        self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.total = count if count > 0 else None
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        while True:
+            read, frame = self._capture.read()
+            if not read:
+                break
+            yield Frame(_to_rgb(frame), f"{index:06d}", index, time.perf_counter())
+            index += 1
+        if index == 0:
+            raise InputError(f"{self._name}: holds no readable frame")
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class LiveSource(Source):
+    """The newest frame of a camera or stream, fetched by a thread."""
+
+    live = True
+
+    def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
+        self._capture = capture
+        self._name = name
+        self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self._newest: Frame | None = None
+        self._ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._fetch, daemon=True)
+        self._thread.start()
+
+    def _fetch(self) -> None:
+        index = 0
+        while not self._ended:
+            read, frame = self._capture.read()
+            with self._changed:
+                if not read:
+                    self._ended = True
+                else:
+                    self.dropped += self._newest is not None
+                    self._newest = Frame(_to_rgb(frame), f"{index:06d}", index, time.perf_counter())
+                    index += 1
+                self._changed.notify()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Ends when the stream does. Raises: InputError when nothing comes for ten seconds."""
+        while True:
+            with self._changed:
+                arrived = self._changed.wait_for(lambda: self._newest is not None or self._ended, _PATIENCE_SECONDS)
+                if not arrived:
+                    raise InputError(f"{self._name}: no frame for {_PATIENCE_SECONDS:g} s; is it still connected?")
+                frame, self._newest = self._newest, None
+            if frame is None:
+                return
+            yield frame
+
+    def close(self) -> None:
+        self._ended = True
+        self._thread.join(timeout=2)
+        self._capture.release()
+
+
+def open_source(text: str) -> Source:
+    """Opens what a user named.
+
+    Args:
+        text: cam0, cam1, ...; a stream URL; a video or picture file; a folder of pictures; a glob.
+
+    Raises:
+        InputError: there is nothing like that, or it cannot be opened.
+    """
+    camera = re.fullmatch(r"cam(\d+)", text)
+    if camera:
+        with _quiet_opencv():
+            capture = cv2.VideoCapture(int(camera[1]))
+        if not capture.isOpened():
+            raise InputError(f"{text}: no such camera, or another program uses it; ls /dev/video* shows what there is")
+        return LiveSource(capture, text)
+    if "://" in text:
+        with _quiet_opencv():
+            capture = cv2.VideoCapture(text)
+        if not capture.isOpened():
+            raise InputError(f"{text}: the stream cannot be opened; check address, port and password")
+        return LiveSource(capture, text)
+    path = Path(text)
+    if path.is_dir() or glob.has_magic(text):
+        pictures = list_images(path) if path.is_dir() else _glob_pictures(text)
+        if not pictures:
+            raise InputError(f"{text}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return PictureSource(pictures)
+    if not path.is_file():
+        raise InputError(f"{text}: no such file; expected cam0, a video, a picture, a folder, a glob or a stream URL")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return PictureSource([path])
+    with _quiet_opencv():
+        capture = cv2.VideoCapture(text)
+    if not capture.isOpened():
+        raise InputError(f"{text}: is not a video that OpenCV can read")
+    return VideoSource(capture, text)
+
+
+def _glob_pictures(pattern: str) -> list[Path]:
+    return sorted(path for path in map(Path, glob.glob(pattern)) if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _to_rgb(frame_bgr: np.ndarray) -> Image:
+    return np.asarray(cv2.cvtColor(frame_bgr, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Our own one-line error replaces OpenCV's warnings about every backend that it tried."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,60 @@
+"""Detects in a camera, a video, a stream or pictures, and shows or saves the result.
+
+Examples:
+    python tools/demo.py --video cam0 --show
+    python tools/demo.py --video street.mp4 --save out.mp4
+    python tools/demo.py --video rtsp://user:password@host/stream --json
+    python tools/demo.py --image "pictures/*.jpg" --save annotated/
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detector.cli import add_model_arguments, print_json, run, say
+from detector.errors import InputError
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of pictures")
+    what.add_argument("--image", metavar="SOURCE", help="a picture, a folder or a glob")
+    parser.add_argument("--save", type=Path, metavar="OUT", help="annotated video, or folder for pictures")
+    parser.add_argument("--show", action="store_true", help="a window; q quits")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
+    options = parser.parse_args(arguments)
+    if not (options.save or options.show or options.json):
+        options.show = True
+    if not 0 <= options.score_threshold <= 1:
+        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
+
+    from detector.predict import Predictor, find_model
+    from detector.structures import Detections
+    from detector.video.pipeline import Sink, run_video
+    from detector.video.sink import PictureSink, VideoSink, WindowSink
+    from detector.video.source import Frame, open_source
+
+    weights, _ = find_model(options.model, options.weights)
+    say(f"weights {weights}")
+    predictor = Predictor(weights, score_threshold=options.score_threshold)
+    source = open_source(options.video or options.image)
+    sinks: list[Sink] = [WindowSink()] if options.show else []
+    if options.save:
+        sinks.append(PictureSink(options.save) if source.fps is None else VideoSink(options.save, source.fps))
+
+    def print_frame(frame: Frame, detections: Detections) -> None:
+        rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+        found = [{"box_xyxy": box, "score": score, "class": predictor.class_names[label]} for box, score, label in rows]
+        print_json({"frame": frame.index, "name": frame.name, "detections": found})
+
+    report = run_video(source, predictor, sinks, on_frame=print_frame if options.json else None)
+    say(report.summary() + (f"; saved {options.save}" if options.save else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""Examines a data set: bad labels, unreadable pictures, class counts, box sizes, fit of the anchors, shared images.
+
+Examples:
+    python tools/doctor.py data/bccd
+    python tools/doctor.py data/mine/data.yaml --config configs/csppelee_efm_bccd.yaml
+
+Exit code: 0 nothing found, 1 warnings, 2 errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from detector.cli import print_json, run
+from detector.config import load_config
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="COCO JSON, VOC folder, YOLO data.yaml or Darknet .data")
+    parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
+    parser.add_argument("--config", help="take network size and anchors from this config (default: 416, COCO's anchors)")
+    parser.add_argument("--quick", action="store_true", help="do not read the pictures")
+    parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
+    options = parser.parse_args(arguments)
+
+    from detector.data.doctor import COCO_ANCHORS, examine, report_text
+
+    config = load_config(options.config) if options.config else None
+    report = examine(
+        options.data,
+        images_dir=options.images,
+        size_hw=config.preprocess.size_hw if config else (416, 416),
+        anchors=config.model.anchors if config else COCO_ANCHORS,
+        read_pictures=not options.quick,
+    )
+    if options.json:
+        print_json({**asdict(report), "exit_code": report.exit_code()})
+    else:
+        print(report_text(report))
+    return report.exit_code()
+
+
+if __name__ == "__main__":
+    run(main)
