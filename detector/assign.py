@@ -84,7 +84,7 @@ def assign_targets(
 
 def _merge(keys: Tensor, boxes: Tensor, labels: Tensor, num_classes: int) -> Assignment:
     """One row for each distinct key: the last box, the union of the classes."""
-    places, inverse = keys.unique(dim=0, return_inverse=True)  # (P, 4), (P',)
+    places, inverse = torch.unique(keys, dim=0, return_inverse=True)  # (P, 4), (P',)
     order = torch.arange(len(inverse), device=inverse.device)
     chosen = torch.zeros(len(places), dtype=torch.int64, device=inverse.device)
     chosen = chosen.scatter_reduce(0, inverse, order, reduce="amax")  # (P,)

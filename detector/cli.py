@@ -39,7 +39,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="weights file, run folder, or config (its run); default: the newest run in weights/, else released weights",
+        help="weights file, run folder, or config (its run); default: newest run in weights/, else released weights",
     )
     parser.add_argument("--weights", help="weights file, when MODEL is a config or is left out")
 

@@ -113,7 +113,7 @@ class DataConfig(_Strict):
     """Where the images and labels are.
 
     Attributes:
-        root: a COCO or VOC folder, a YOLO data.yaml or a Darknet .data file; relative paths start at the working folder.
+        root: a COCO or VOC folder, a YOLO data.yaml or a Darknet .data file; relative to the working folder.
         train: split to train on (for COCO the annotation file below root).
         val: split to evaluate on.
         bad_labels: clip = mend what can be mended and drop the rest; drop = drop every bad object; fail = stop.
@@ -241,7 +241,9 @@ class TrainConfig(_Strict):
 
     def __post_init__(self) -> None:
         if self.batch_size % self.subdivisions:
-            raise ValueError(f"subdivisions: expected a divisor of batch_size {self.batch_size}, got {self.subdivisions}")
+            raise ValueError(
+                f"subdivisions: expected a divisor of batch_size {self.batch_size}, got {self.subdivisions}"
+            )
         if len(self.steps) != len(self.scales):
             raise ValueError(f"scales: expected {len(self.steps)} (one for each of steps), got {len(self.scales)}")
 
@@ -350,7 +352,7 @@ def read_yaml(path: Path) -> Any:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -126,9 +126,7 @@ class YoloLoss:
         )
         return centre_loss + (small_object_weight * (positives[:, 2:4] - size).pow(2)).sum() / 2
 
-    def _objectness_term(
-        self, raw: Tensor, assignment: Assignment, boxes_xyxy: Sequence[Tensor], scale: int
-    ) -> Tensor:
+    def _objectness_term(self, raw: Tensor, assignment: Assignment, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
         """Positives towards 1, everything else towards 0 but for what overlaps some object well enough."""
         target = torch.zeros_like(raw[..., 4])  # (B, A, h, w)
         weight = self._punished_background(raw.detach(), boxes_xyxy, scale)

@@ -44,8 +44,8 @@ def postprocess(
     """Detections of each image, best first, in network-input pixels.
 
     The score of a class is objectness times class probability; a place may yield several classes, as in Darknet. Of
-    two boxes of one class that overlap by more than `nms_threshold` the better one stays. Should an image have more than
-    10,000 candidates above the threshold, the best 10,000 go on.
+    two boxes of one class that overlap by more than `nms_threshold` the better one stays. Should an image have more
+    than 10,000 candidates above the threshold, the best 10,000 go on.
 
     Args:
         raw_maps: (B, A * (5 + C), h, w) for each scale, any float type.

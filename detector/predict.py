@@ -87,7 +87,7 @@ class Predictor:
         self.max_detections = max_detections
         strides: tuple[int, ...] = network.strides  # type: ignore[assignment]
         self._decoder = Decoder(split_anchors(model.anchors, len(strides)), strides, model.scale_xy)
-        self._network = fold_batchnorm(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = fold_batchnorm(network).to(memory_format=torch.channels_last)
         self._device = next(self._network.parameters()).device
 
     def predict(self, image_rgb: Image) -> Detections:

@@ -1,6 +1,6 @@
 """The few containers that data travels in: Sample, Batch, Detections, Letterbox.
 
-Everything inside the program uses one box format: xyxy, float32, in pixels. Each container checks itself when it is made.
+Everything inside uses one box format: xyxy, float32, in pixels. Each container checks itself when it is made.
 
 Legend: H, W height and width in pixels; n objects; B images in a batch.
 """

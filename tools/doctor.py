@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="COCO JSON, VOC folder, YOLO data.yaml or Darknet .data")
     parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
-    parser.add_argument("--config", help="take network size and anchors from this config (default: 416, COCO's anchors)")
+    parser.add_argument(
+        "--config", help="take network size and anchors from this config (default: 416, COCO's anchors)"
+    )
     parser.add_argument("--quick", action="store_true", help="do not read the pictures")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
     options = parser.parse_args(arguments)

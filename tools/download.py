@@ -16,7 +16,9 @@ def main(arguments: list[str]) -> int:
     from detector.data.download import ARCHIVES, fetch_dataset
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(ARCHIVES), help="COCO 2017 (27 GB), VOC 2007 and 2012 (3 GB), BCCD (8 MB)")
+    parser.add_argument(
+        "name", choices=sorted(ARCHIVES), help="COCO 2017 (27 GB), VOC 2007 and 2012 (3 GB), BCCD (8 MB)"
+    )
     parser.add_argument("--out", type=Path, help="folder (default: data/NAME)")
     parser.add_argument("--json", action="store_true", help="where it is, as JSON on stdout")
     options = parser.parse_args(arguments)

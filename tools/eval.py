@@ -25,7 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", help="part of the data set (default: the config's data.val)")
     parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
     parser.add_argument("--out", type=Path, help="folder for the plots (default: eval/ beside the weights)")
-    parser.add_argument("--submit", metavar="NAME", help="write the zip for COCO's evaluation server instead of measuring")
+    parser.add_argument(
+        "--submit", metavar="NAME", help="write the zip for COCO's evaluation server instead of measuring"
+    )
     parser.add_argument("--json", nargs="?", const="-", metavar="OUT", help="metrics as JSON to OUT, or to stdout")
     options = parser.parse_args(arguments)
 

@@ -22,12 +22,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
 
-    from detector.engine.train import Interrupted, train
+    from detector.engine.train import InterruptedRunError, train
     from detector.metrics.table import metrics_table
 
     try:
         metrics = train(config, resume=options.resume, progress=True)
-    except Interrupted as stop:
+    except InterruptedRunError as stop:
         say(f"{stop}: python tools/train.py {options.config} {' '.join([*options.overrides, '--resume'])}")
         return 130
     if options.json:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,7 @@ def measure_complexity(network: nn.Module, size_hw: tuple[int, int]) -> list[Lay
     """Costs of `network` for one image (3, H, W), in the order of execution. The network is left as it was.
 
     Args:
+        network: takes images (B, 3, H, W).
         size_hw: height and width of the input in pixels.
     """
     costs: list[LayerCost] = []
@@ -64,34 +66,36 @@ def measure_complexity(network: nn.Module, size_hw: tuple[int, int]) -> list[Lay
     return costs
 
 
-def _recorder(name: str, costs: list[LayerCost]):  # type: ignore[no-untyped-def]
+def _recorder(name: str, costs: list[LayerCost]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        source, places = inputs[0][0], output.shape[2] * output.shape[3]
-        kind, kernel, params, operations = "avgpool", "", 0, 0
-        if isinstance(module, nn.Conv2d):
-            kind, kernel = "conv", f"{module.kernel_size[0]}x{module.kernel_size[1]}/{module.stride[0]}"
-            params = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
-            operations = 2 * module.weight.numel() * places
-        elif isinstance(module, nn.MaxPool2d):
-            size = int(module.kernel_size)  # type: ignore[arg-type]
-            kind, kernel = "maxpool", f"{size}x{size}/{module.stride}"
-            operations = size * size * output.shape[1] * places
-        elif isinstance(module, Maxout):
-            kind, operations = "maxout", source.numel()
-        costs.append(
-            LayerCost(
-                name=name,
-                kind=kind,
-                kernel=kernel,
-                input_chw=tuple(source.shape),
-                output_chw=tuple(output.shape[1:]),
-                params=params,
-                bflops=operations / 1e9,
-                cio=0 if kind == "maxout" else source.numel() + output[0].numel(),
-            )
-        )
+        costs.append(_layer_cost(name, module, inputs[0][0], output[0]))
 
     return record
+
+
+def _layer_cost(name: str, module: nn.Module, source: Tensor, target: Tensor) -> LayerCost:
+    """The cost of one layer that turned `source` (C, H, W) into `target`."""
+    kind, kernel, params, operations = "avgpool", "", 0, 0
+    places = target.shape[1] * target.shape[2]
+    if isinstance(module, nn.Conv2d):
+        kind, kernel = "conv", f"{module.kernel_size[0]}x{module.kernel_size[1]}/{module.stride[0]}"
+        params = module.weight.numel() + (module.bias.numel() if module.bias is not None else 0)
+        operations = 2 * module.weight.numel() * places
+    elif isinstance(module, nn.MaxPool2d):
+        kind, kernel = "maxpool", f"{module.kernel_size}x{module.kernel_size}/{module.stride}"
+        operations = int(module.kernel_size) ** 2 * target.numel()  # type: ignore[arg-type]
+    elif isinstance(module, Maxout):
+        kind, operations = "maxout", source.numel()
+    return LayerCost(
+        name=name,
+        kind=kind,
+        kernel=kernel,
+        input_chw=(source.shape[0], source.shape[1], source.shape[2]),
+        output_chw=(target.shape[0], target.shape[1], target.shape[2]),
+        params=params,
+        bflops=operations / 1e9,
+        cio=0 if kind == "maxout" else source.numel() + target.numel(),
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ def total_complexity(network: nn.Module, costs: list[LayerCost]) -> Totals:
 def complexity_table(costs: list[LayerCost], totals: Totals) -> str:
     """Layers and totals as text."""
     width = max(len(cost.name) for cost in costs)
-    lines = [f"{'':>4} {'layer':<{width}} {'kind':<8}{'kernel':<8}{'input':>16}{'output':>16}{'params':>11}{'BFLOPs':>9}"]
+    lines = [
+        f"{'':>4} {'layer':<{width}} {'kind':<8}{'kernel':<8}{'input':>16}{'output':>16}{'params':>11}{'BFLOPs':>9}"
+    ]
     for number, cost in enumerate(costs):
         source, target = ("x".join(map(str, chw)) for chw in (cost.input_chw, cost.output_chw))
         lines.append(
@@ -125,7 +131,8 @@ def complexity_table(costs: list[LayerCost], totals: Totals) -> str:
             f"{cost.params:>11,}{cost.bflops:>9.4f}"
         )
     lines.append(
-        f"total: {totals.params / 1e6:.2f} M parameters ({totals.params:,}; {totals.params_with_norm:,} with normalisation), "
+        f"total: {totals.params / 1e6:.2f} M parameters ({totals.params:,}; "
+        f"{totals.params_with_norm:,} with normalisation), "
         f"{totals.bflops:.3f} BFLOPs, CIO {totals.cio / 1e6:.1f} M"
     )
     return "\n".join(lines)

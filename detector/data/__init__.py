@@ -35,7 +35,9 @@ def open_dataset(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such data set; give a COCO JSON, a VOC folder, a YOLO data.yaml or a Darknet .data")
+        raise InputError(
+            f"{path}: no such data set; give a COCO JSON, a VOC folder, a YOLO data.yaml or a Darknet .data"
+        )
     folder = Path(images_dir) if images_dir is not None else None
     if path.is_dir() and (path / "Annotations").is_dir():
         dataset = load_voc(path, split or _default(list_voc_splits(path), path), class_names=class_names, policy=policy)
@@ -47,10 +49,16 @@ def open_dataset(
     elif path.suffix == ".json":
         dataset = load_coco(path, images_dir=folder, class_names=class_names, policy=policy)
     elif path.suffix in {".yaml", ".yml", ".data"}:
-        dataset = load_yolo(path, split or _default(list_yolo_splits(path), path), class_names=class_names, policy=policy)
+        dataset = load_yolo(
+            path, split or _default(list_yolo_splits(path), path), class_names=class_names, policy=policy
+        )
     else:
         raise InputError(f"{path}: unknown kind of data set; expected .json, .yaml, .data or a folder")
-    if class_names is not None and len(dataset.labels) == 0 and any(p.rule == "unknown_class" for p in dataset.problems):
+    if (
+        class_names is not None
+        and len(dataset.labels) == 0
+        and any(p.rule == "unknown_class" for p in dataset.problems)
+    ):
         raise InputError(
             f"{dataset.name}: none of its objects has a class of the model ({', '.join(class_names[:8])}); "
             "check model.class_names"

@@ -64,7 +64,11 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no valid JSON: {error}") from error
     if isinstance(content, dict) and path.stem.startswith("image_info"):
         content.setdefault("annotations", [])  # COCO's test sets have none
-    for key, needed in (("images", ("id", "file_name", "height", "width")), ("annotations", ()), ("categories", ("id", "name"))):
+    for key, needed in (
+        ("images", ("id", "file_name", "height", "width")),
+        ("annotations", ()),
+        ("categories", ("id", "name")),
+    ):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise InputError(f"{path}: no COCO instances file: the list {key!r} is missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from detector.data.sampler import StepSampler, augmentation_rng, image_index, ne
 from detector.data.transforms import CommonAugmentations, clip_objects, fit_sample, random_crop, random_hsv
 from detector.errors import InputError
 from detector.structures import Batch, Sample
+
+_LOG = logging.getLogger(__name__)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -81,7 +84,7 @@ class TrainingSamples(TorchDataset[Sample]):
             except InputError as error:
                 if self.config.data.bad_labels == "fail":
                     raise
-                print(f"warning: {error}; the next image takes its place", flush=True)
+                _LOG.warning("%s; the next image takes its place", error)
         raise InputError(f"{self.dataset.name}: not one image can be read")
 
 

@@ -174,11 +174,15 @@ class DatasetBuilder:
         self._counts.append(0)
         self._seen.clear()
 
-    def add_object(self, box_xyxy: tuple[float, float, float, float], class_name: str, *, crowd: bool, where: str) -> None:
+    def add_object(
+        self, box_xyxy: tuple[float, float, float, float], class_name: str, *, crowd: bool, where: str
+    ) -> None:
         """Adds an object (pixels of the image added last), unless a rule drops it."""
         label = self._label_of.get(class_name)
         if label is None:
-            return self.report(where, "unknown_class", f"{class_name!r} is not one of the model's classes", "object dropped")
+            return self.report(
+                where, "unknown_class", f"{class_name!r} is not one of the model's classes", "object dropped"
+            )
         if not all(math.isfinite(value) for value in box_xyxy):
             return self.report(where, "not_finite", f"{list(box_xyxy)}", "object dropped")
         x1, y1, x2, y2 = box_xyxy
@@ -195,7 +199,9 @@ class DatasetBuilder:
                 return None
         key = (label, *clipped)
         if key in self._seen:
-            return self.report(where, "duplicate", f"{class_name} {[round(value, 2) for value in box_xyxy]}", "object dropped")
+            return self.report(
+                where, "duplicate", f"{class_name} {[round(value, 2) for value in box_xyxy]}", "object dropped"
+            )
         self._seen.add(key)
         self._boxes.append(clipped)
         self._labels.append(label)

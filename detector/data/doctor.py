@@ -138,7 +138,7 @@ def _examine_split(
 
 def _read_all(dataset: DetectionDataset, problems: list[Problem]) -> dict[str, str]:
     """Decodes every picture; content hash -> file name."""
-    hashes = {}
+    hashes: dict[str, str] = {}
     for path, (height, width) in zip(dataset.paths, dataset.sizes_hw.tolist(), strict=True):
         try:
             read_image(path, expected_hw=(height, width))
@@ -170,7 +170,9 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
     lines: list[str] = []
     for split in report.splits:
         total = sum(split.objects.values())
-        lines.append(f"{split.name}: {split.images} images, {total} objects, {split.empty_images} images without objects")
+        lines.append(
+            f"{split.name}: {split.images} images, {total} objects, {split.empty_images} images without objects"
+        )
         lines.append("  classes: " + ", ".join(f"{name} {count}" for name, count in split.objects.items()))
         if split.side_quantiles:
             sides = " / ".join(f"{side:.0f}" for side in split.side_quantiles)

@@ -53,7 +53,11 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
         Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f"),
     ),
-    "bccd": (Archive("https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip", inner="BCCD_Dataset-master/BCCD"),),
+    "bccd": (
+        Archive(
+            "https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip", inner="BCCD_Dataset-master/BCCD"
+        ),
+    ),
 }
 
 
@@ -95,7 +99,9 @@ def download(url: str, target: Path, *, progress: bool = True) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(f"{url}: broke off ({error}); the same command goes on from there") from error
     if expected is not None and part.stat().st_size != expected:
-        raise InputError(f"{url}: broke off at {part.stat().st_size} of {expected} bytes; the same command goes on there")
+        raise InputError(
+            f"{url}: broke off at {part.stat().st_size} of {expected} bytes; the same command goes on there"
+        )
     part.rename(target)
 
 
@@ -127,7 +133,9 @@ def _require_space(folder: Path, needed: int, url: str) -> None:
     """Unpacking needs the same space again."""
     free = shutil.disk_usage(folder).free
     if free < 2 * needed:
-        raise InputError(f"{url}: needs {2 * needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free")
+        raise InputError(
+            f"{url}: needs {2 * needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free"
+        )
 
 
 def _check_md5(path: Path, expected: str) -> None:
@@ -137,7 +145,9 @@ def _check_md5(path: Path, expected: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != expected:
         path.unlink()
-        raise InputError(f"{path.name}: checksum {digest.hexdigest()} instead of {expected}; removed, download it again")
+        raise InputError(
+            f"{path.name}: checksum {digest.hexdigest()} instead of {expected}; removed, download it again"
+        )
 
 
 def _unpack(path: Path, root: Path, inner: str) -> None:
@@ -147,7 +157,7 @@ def _unpack(path: Path, root: Path, inner: str) -> None:
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                archive.extractall(unpacked)
+                archive.extractall(unpacked)  # noqa: S202 (zipfile removes .. and absolute names)
         else:
             with tarfile.open(path) as archive:
                 archive.extractall(unpacked, filter="data")

@@ -67,9 +67,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
 
 def list_images(folder: str | Path) -> list[Path]:
     """The picture files of a folder, by name, without its subfolders."""
-    return sorted(
-        Path(entry.path) for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-    )
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _decode(content: bytes, where: str, flags: int) -> Image:

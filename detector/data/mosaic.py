@@ -27,7 +27,12 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
     height, width = samples[0].image.shape[:2]
     cut_x, cut_y = round(rng.uniform(*CUT_RANGE) * width), round(rng.uniform(*CUT_RANGE) * height)
     canvas = np.empty_like(samples[0].image)
-    quarters = ((0, 0, cut_x, cut_y), (cut_x, 0, width, cut_y), (0, cut_y, cut_x, height), (cut_x, cut_y, width, height))
+    quarters = (
+        (0, 0, cut_x, cut_y),
+        (cut_x, 0, width, cut_y),
+        (0, cut_y, cut_x, height),
+        (cut_x, cut_y, width, height),
+    )
     parts = [_place(canvas, sample, quarter, rng) for sample, quarter in zip(samples, quarters, strict=True)]
     return Sample(
         canvas,

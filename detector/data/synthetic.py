@@ -149,7 +149,16 @@ def write_video(path: Path, size_hw: tuple[int, int], *, seed: int, num_frames: 
         moved = []
         for shape, speed, turn in zip(shapes, velocity, spin, strict=True):
             centre = np.array(shape.centre_xy) + speed * frame
-            centre = np.abs((centre + (width, height)) % (2 * np.array([width, height])) - (width, height))
-            moved.append(Shape(shape.label, (float(centre[0]), float(centre[1])), shape.radius, shape.angle + turn * frame, shape.color))
+            side = np.array([width, height])
+            centre = np.abs((centre + side) % (2 * side) - side)  # bounces off the borders
+            moved.append(
+                Shape(
+                    shape.label,
+                    (float(centre[0]), float(centre[1])),
+                    shape.radius,
+                    shape.angle + turn * frame,
+                    shape.color,
+                )
+            )
         writer.write(draw_shapes(background, moved)[0][..., ::-1])
     writer.release()

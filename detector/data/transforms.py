@@ -17,7 +17,7 @@ from detector.config import AugmentConfig
 from detector.structures import Floats, Image, Letterbox, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 GREY = 128
 MIN_VISIBLE_SHARE = 0.1
@@ -89,7 +89,9 @@ def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int
         place = np.rint((inside.reshape(2, 2) - (x1, y1)) * scale).astype(int)
         (left, top), (right, bottom) = place[0], np.maximum(place[1], place[0] + 1)
         part = sample.image[inside[1] : inside[3], inside[0] : inside[2]]
-        canvas[top:bottom, left:right] = _resize(part, (bottom - top, right - left))[: size_hw[0] - top, : size_hw[1] - left]
+        canvas[top:bottom, left:right] = _resize(part, (bottom - top, right - left))[
+            : size_hw[0] - top, : size_hw[1] - left
+        ]
     boxes = ((sample.boxes_xyxy.reshape(-1, 2, 2) - (x1, y1)) * scale).reshape(-1, 4)
     return clip_objects(Sample(canvas, boxes.astype(np.float32), sample.labels, sample.crowd, sample.image_id))
 

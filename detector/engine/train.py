@@ -19,9 +19,9 @@ from torch import nn
 from detector.anchors import split_anchors
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from detector.config import ExperimentConfig, to_yaml
-from detector.data import DetectionDataset, open_dataset
+from detector.data import open_dataset
 from detector.data.collate import build_loader
-from detector.data.dataset import summarize
+from detector.data.dataset import DetectionDataset, summarize
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.evaluate import evaluate
@@ -29,7 +29,8 @@ from detector.engine.log import RunLog
 from detector.engine.optim import build_optimizer, learning_rate_at
 from detector.errors import InputError
 from detector.loss import LossTerms, YoloLoss
-from detector.models import Detector, build_detector
+from detector.models import build_detector
+from detector.models.detector import Detector
 from detector.predict import Predictor, to_network_input
 from detector.render import draw, tile
 from detector.structures import Batch, Detections, Image, Sample
@@ -38,7 +39,7 @@ NUM_PICTURES = 8
 TERMS = ("box", "objectness", "classification")
 
 
-class Interrupted(Exception):
+class InterruptedRunError(Exception):
     """The user asked to stop; everything is saved."""
 
 
@@ -77,7 +78,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
 
     Raises:
         InputError: bad data, a run that is in the way, a loss that is not finite.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        InterruptedRunError: Ctrl-C or SIGTERM; the state is saved.
     """
     assert config.run_dir is not None, "load_config sets it"
     run_dir = Path(config.run_dir)
@@ -87,7 +88,9 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
     state = _start(config, run_dir, resume=resume)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
     for dataset in (train_set, val_set):
-        log.bar.write(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
+        log.bar.write(
+            f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
+        )
     try:
         return _run(config, state, log, train_set, val_set, run_dir)
     finally:
@@ -96,9 +99,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
 
 def open_split(config: ExperimentConfig, split: str) -> DetectionDataset:
     """A split of the config's data set with the model's classes. Raises: InputError."""
-    return open_dataset(
-        config.data.root, split, class_names=config.model.class_names, policy=config.data.bad_labels
-    )
+    return open_dataset(config.data.root, split, class_names=config.model.class_names, policy=config.data.bad_labels)
 
 
 def _run(
@@ -122,14 +123,16 @@ def _run(
             busy_seconds += time.perf_counter() - started
             state.step += 1
             images_per_second = (state.step - first_step) * settings.batch_size / busy_seconds
-            _report(state, log, terms, images_per_second, settings.log_every, learning_rate_at(state.step - 1, settings))
+            _report(
+                state, log, terms, images_per_second, settings.log_every, learning_rate_at(state.step - 1, settings)
+            )
             last = state.step == settings.max_steps
             if last or (config.evaluate.every and state.step % config.evaluate.every == 0):
                 metrics = _evaluate(config, state, log, val_set, run_dir)
             if last or interrupted or state.step % settings.save_every == 0:
                 save_state(run_dir / "last.safetensors", config, state)
             if interrupted and not last:
-                raise Interrupted(f"stopped after step {state.step}; the same command with --resume goes on")
+                raise InterruptedRunError(f"stopped after step {state.step}; the same command with --resume goes on")
     if not metrics:  # resumed after the last step
         metrics = _evaluate(config, state, log, val_set, run_dir)
     return {**metrics, "images_per_second": (state.step - first_step) * settings.batch_size / max(busy_seconds, 1e-9)}
@@ -204,8 +207,8 @@ def use_bf16(precision: str) -> bool:
 def _require_finite(value: float, term: str, step: int, batch: Batch) -> None:
     if value - value != 0:
         raise InputError(
-            f"step {step + 1}: the {term} loss is {value}, images {batch.image_ids}; lower train.learning_rate, lengthen "
-            "train.burn_in, or look at these images with tools/doctor.py"
+            f"step {step + 1}: the {term} loss is {value}, images {batch.image_ids}; lower train.learning_rate, "
+            "lengthen train.burn_in, or look at these images with tools/doctor.py"
         )
 
 
@@ -288,13 +291,15 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
 def _start(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
     """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
     torch.manual_seed(config.train.seed)
-    network = build_detector(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = build_detector(config.model).to(memory_format=torch.channels_last)
     network.train()
     ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
     state = RunState(network, build_optimizer(network, config.train), ema)
     last = run_dir / "last.safetensors"
     if last.exists() and not resume:
-        raise InputError(f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place")
+        raise InputError(
+            f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place"
+        )
     if last.exists():
         _restore(state, load_checkpoint(last), config, last)
     else:
@@ -324,7 +329,7 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, 
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[list[int]]:
-    """Collects the first Ctrl-C or SIGTERM in the yielded list, so that the step ends properly; the second one stops."""
+    """Puts the first Ctrl-C or SIGTERM into the yielded list, so that the step ends properly; a second one stops."""
     received: list[int] = []
 
     def remember(number: int, _: object) -> None:

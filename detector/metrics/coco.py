@@ -109,5 +109,5 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _fraction(value: float) -> float | None:
-    """pycocotools says -1 where nothing can be measured."""
+    """Pycocotools says -1 where nothing can be measured."""
     return None if value < 0 else float(value)

@@ -18,8 +18,10 @@ def plot_precision_recall(
     """Precision over recall at IoU 0.5: one thin line for each class, a thick one for their mean.
 
     Args:
+        path: of the PNG.
         recall: (101,).
         precision: (101, C); -1 in the column of a class without objects.
+        class_names: C.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -41,7 +43,9 @@ def plot_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
     """The confusion matrix as shares of each true class, with the counts written in where there is room.
 
     Args:
+        path: of the PNG.
         counts: (C + 1, C + 1); row: truth, column: detection; the last of each is background.
+        class_names: C.
     """
     names = [*class_names, "background"]
     side = 2.5 + min(0.7 * len(names), 14)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from detector.config import ModelConfig
 from detector.errors import InputError
 from detector.models.classifier import Classifier

@@ -107,7 +107,7 @@ class CSPPeleeNet(nn.Module):
             )
             channels += GROWTH * num_layers
             out_channels.append(channels)
-            # Pooling before the convolution: certain from Figure 7. Maximum rather than average: likely (it is counted).
+            # Pooling before the convolution: certain from Figure 7. Maximum, not average: likely (it is counted).
             pool = nn.MaxPool2d(2) if index < 3 else nn.Identity()
             self.transitions.append(nn.Sequential(pool, ConvBN(channels, channels, 1, activation=activation)))
         self.out_channels: tuple[int, ...] = tuple(out_channels)

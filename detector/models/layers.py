@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
     "relu": lambda: nn.ReLU(inplace=True),
     "relu6": lambda: nn.ReLU6(inplace=True),
@@ -104,7 +105,7 @@ def init_weights(network: nn.Module) -> None:
 
 
 def fold_batchnorm(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch normalisations are folded into the convolutions; outputs differ by rounding only."""
+    """A copy in eval mode with batch normalisation folded into the convolutions; outputs differ by rounding only."""
     folded = copy.deepcopy(network).eval()
     for module in folded.modules():
         if isinstance(module, ConvBN) and isinstance(module.norm, nn.BatchNorm2d):

@@ -35,7 +35,8 @@ class YoloHead(nn.Module):
         """
         with torch.no_grad():
             for layer in self.predict:
-                assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+                assert isinstance(layer, nn.Conv2d)
+                assert layer.bias is not None
                 nn.init.normal_(layer.weight, std=0.01)
                 bias = layer.bias.view(self.anchors_per_scale, self.num_outputs)
                 bias[:, 4] = -math.log(1 / PRIOR_PROBABILITY - 1)

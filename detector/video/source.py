@@ -6,13 +6,13 @@ counted, so the picture never lags behind. A file hands out every frame.
 
 from __future__ import annotations
 
-import glob
 import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import has_magic, iglob
 from pathlib import Path
 
 import cv2
@@ -170,7 +170,7 @@ def open_source(text: str) -> Source:
             raise InputError(f"{text}: the stream cannot be opened; check address, port and password")
         return LiveSource(capture, text)
     path = Path(text)
-    if path.is_dir() or glob.has_magic(text):
+    if path.is_dir() or has_magic(text):
         pictures = list_images(path) if path.is_dir() else _glob_pictures(text)
         if not pictures:
             raise InputError(f"{text}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -187,7 +187,7 @@ def open_source(text: str) -> Source:
 
 
 def _glob_pictures(pattern: str) -> list[Path]:
-    return sorted(path for path in map(Path, glob.glob(pattern)) if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in map(Path, iglob(pattern)) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _to_rgb(frame_bgr: np.ndarray) -> Image:
