@@ -160,7 +160,9 @@ class CommonAugmentations:
         """A new sample; a quarter turn of a picture that is not square swaps its sides."""
         if self._pipeline is None:
             return sample
-        self._pipeline.set_random_seed(int(rng.integers(2**31)))
+        # Compose.set_random_seed would give all transforms one seed, and so one and the same draw.
+        for transform in self._pipeline.transforms:
+            transform.set_random_seed(int(rng.integers(2**31)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # it divides by zero when there are no boxes
             result = self._pipeline(image=sample.image, bboxes=sample.boxes_xyxy, rows=np.arange(len(sample.labels)))

@@ -1,0 +1,65 @@
+"""Fixtures: the tiny experiment on embedded data, and the optional real data beside the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.config import ExperimentConfig, load_config
+from detector.data.synthetic import ensure_synthetic_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set of configs/tiny.yaml, drawn once."""
+    root = tmp_path_factory.mktemp("tiny")
+    synthetic = load_config(ROOT / "configs/tiny.yaml").data.synthetic
+    assert synthetic is not None
+    ensure_synthetic_dataset(root, synthetic)
+    return root
+
+
+@pytest.fixture
+def tiny(tiny_data: Path, tmp_path: Path) -> Callable[..., ExperimentConfig]:
+    """Makes the tiny experiment with overrides; it runs in tmp_path unless told otherwise."""
+
+    def make(overrides: Sequence[str] = (), *, run: str = "run") -> ExperimentConfig:
+        config = load_config(ROOT / "configs/tiny.yaml", [f"data.root={tiny_data}", *overrides])
+        return replace(config, run_dir=str(tmp_path / run))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps, with its checkpoints."""
+    from detector.engine.train import train
+
+    run_dir = tmp_path_factory.mktemp("weights") / "tiny"
+    config = load_config(
+        ROOT / "configs/tiny.yaml",
+        [f"data.root={tiny_data}", "train.max_steps=6", "evaluate.every=0", "train.num_workers=0", f"run_dir={run_dir}"],
+    )
+    train(config)
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data folder ../shared is not here")
+    return SHARED
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

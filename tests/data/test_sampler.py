@@ -1,0 +1,91 @@
+"""Order, sizes and augmentation are pure functions of (seed, step, slot); workers change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from detector.config import ExperimentConfig, MultiScaleConfig
+from detector.data.collate import TrainingSamples, build_loader
+from detector.data.sampler import StepSampler, image_index, network_size
+from detector.data.synthetic import CLASS_NAMES
+from detector.engine.train import open_split
+from detector.structures import Batch
+
+
+def test_every_epoch_shows_every_image_once() -> None:
+    indices = [
+        image_index(seed=1, step=step, slot=slot, batch_size=4, num_images=10) for step in range(5) for slot in range(4)
+    ]
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert indices[:10] != indices[10:]
+
+
+def test_network_size() -> None:
+    scale = MultiScaleConfig(min_size=320, max_size=608, every=10)
+    sizes = [network_size(seed=0, step=step, base_hw=(416, 416), multi_scale=scale) for step in range(2000)]
+    assert sizes[:10] == [(608, 608)] * 10, "the largest comes first"
+    assert sizes[10:20] == [sizes[10]] * 10
+    assert {height for height, _ in sizes} == set(range(320, 609, 32))
+    assert network_size(seed=0, step=5, base_hw=(416, 416), multi_scale=None) == (416, 416)
+    wide = network_size(seed=0, step=0, base_hw=(320, 416), multi_scale=scale)
+    assert wide == (480, 608), "the aspect is kept, in multiples of 32"
+
+
+def test_step_sampler_splits_a_batch_into_parts() -> None:
+    sampler = StepSampler(start_step=3, end_step=5, batch_size=4, subdivisions=2)
+    assert len(sampler) == 4
+    assert list(sampler)[1] == [(3, 2), (3, 3)]
+    assert list(sampler)[-1] == [(4, 2), (4, 3)]
+
+
+def batches(config: ExperimentConfig, start: int, end: int) -> list[Batch]:
+    return list(build_loader(open_split(config, "train"), config, start_step=start, end_step=end))
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return (
+        torch.equal(first.images, second.images)
+        and first.image_ids == second.image_ids
+        and all(torch.equal(a, b) for a, b in zip(first.boxes_xyxy, second.boxes_xyxy, strict=True))
+        and all(torch.equal(a, b) for a, b in zip(first.labels, second.labels, strict=True))
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_the_starting_point_change_nothing(tiny: Callable[..., ExperimentConfig], workers: int) -> None:
+    options = ["augment.noise=0.5", "augment.rotate90=0.5", "augment.mosaic=0.5"]
+    alone = batches(tiny([*options, "train.num_workers=0"]), 0, 4)
+    others = batches(tiny([*options, f"train.num_workers={workers}"]), 2, 4)
+    assert len(alone) == 8
+    assert all(same(a, b) for a, b in zip(alone[4:], others, strict=True))
+    assert not same(alone[0], alone[1])
+    assert alone[0].images.dtype == torch.uint8
+
+
+def test_another_seed_gives_other_samples(tiny: Callable[..., ExperimentConfig]) -> None:
+    config, other = tiny(), tiny(["train.seed=1"])
+    dataset = open_split(config, "train")
+    assert dataset.class_names == CLASS_NAMES
+    first, second = TrainingSamples(dataset, config)[(0, 0)], TrainingSamples(dataset, other)[(0, 0)]
+    assert first.image.tobytes() != second.image.tobytes()
+
+
+def test_an_unreadable_picture_is_replaced_and_reported(
+    tiny: Callable[..., ExperimentConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from detector.errors import InputError
+
+    config = tiny(["augment.mosaic=0.0"])
+    dataset = open_split(config, "train")
+    broken = replace(dataset, paths=[Path("/none.jpg"), *dataset.paths[1:]])
+    samples = TrainingSamples(broken, config)
+    assert samples._read(0).image_id == dataset.image_ids[1]
+    assert "/none.jpg: cannot be read" in caplog.text
+    with pytest.raises(InputError, match="cannot be read"):
+        TrainingSamples(broken, tiny(["data.bad_labels=fail"]))._read(0)

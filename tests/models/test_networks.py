@@ -1,0 +1,93 @@
+"""The networks have the paper's size and cost, to the printed digit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.analysis.complexity import measure_complexity, total_complexity
+from detector.config import ModelConfig, load_config
+from detector.errors import InputError
+from detector.models import build_classifier, build_detector
+from detector.models.efm import ExactFusionModel
+
+ROOT = Path(__file__).resolve().parents[2]
+PELEE = load_config(ROOT / "configs/csppelee_efm.yaml").model
+DARKNET = load_config(ROOT / "configs/cspdarknet53_efm.yaml").model
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "params_m", "bflops", "source"),
+    [
+        (PELEE, 224, "2.83", "0.888", "Table 3, CSPPeleeNet"),
+        (replace(PELEE, gamma=0.25), 224, "3.15", "0.986", "Table 1, gamma .25 (published: cost only)"),
+        (replace(PELEE, gamma=0.75), 224, "2.56", "0.800", "Table 1, gamma .75 (published: cost only)"),
+        (DARKNET, 256, "27.61", "13.067", "the authors' README, CSPDarknet53"),
+    ],
+)
+def test_classifiers(config: ModelConfig, size: int, params_m: str, bflops: str, source: str) -> None:
+    network = build_classifier(config, 1000)
+    totals = total_complexity(network, measure_complexity(network, (size, size)))
+    assert f"{totals.params / 1e6:.2f}" == params_m, source
+    assert f"{totals.bflops:.3f}" == bflops, source
+
+
+@pytest.mark.parametrize(
+    ("attention", "size", "bflops"), [("none", 416, 4.868), ("sam", 416, 5.068), ("sam", 512, 7.68)]
+)
+def test_detector_cost(attention: str, size: int, bflops: float) -> None:
+    network = build_detector(replace(PELEE, attention=attention))  # type: ignore[arg-type]
+    totals = total_complexity(network, measure_complexity(network, (size, size)))
+    assert totals.bflops == pytest.approx(bflops, rel=0.003)  # the paper's wiring is inferred, see models/efm.py
+    if attention == "sam":
+        assert f"{totals.params / 1e6:.2f}" == "4.31"  # Table 4
+
+
+def test_largest_layer_is_figure_7s() -> None:
+    costs = measure_complexity(build_detector(PELEE), (416, 416))
+    assert f"{max(cost.bflops for cost in costs):.4f}" == "0.1994"
+
+
+@pytest.mark.parametrize("config", [PELEE, DARKNET], ids=["csppeleenet", "cspdarknet53"])
+def test_announcements_and_output_shapes(config: ModelConfig) -> None:
+    detector = build_detector(config).eval()
+    with torch.no_grad():
+        images = torch.rand(1, 3, 64, 96)
+        maps = detector.backbone(images)
+        raw_maps = detector(images)
+    backbone = detector.backbone
+    assert tuple(x.shape[1] for x in maps) == backbone.out_channels
+    assert tuple(96 // x.shape[3] for x in maps) == backbone.strides == (4, 8, 16, 32)
+    assert [tuple(x.shape) for x in raw_maps] == [(1, 255, 8, 12), (1, 255, 4, 6), (1, 255, 2, 3)]
+    assert detector.strides == (8, 16, 32)
+
+
+def test_head_starts_at_the_prior() -> None:
+    torch.manual_seed(0)
+    detector = build_detector(PELEE).eval()
+    with torch.no_grad():
+        raw = detector(torch.rand(1, 3, 64, 64))[0].view(3, 85, 8, 8)
+    assert float(raw[:, 4].sigmoid().mean()) == pytest.approx(0.01, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, cspdarknet53, got 'vgg'"),
+        ({"neck": "fpn"}, "model.neck: expected one of efm"),
+        ({"gamma": None}, "model.gamma: csppeleenet needs"),
+        ({"backbone": "cspdarknet53"}, "has no gamma"),
+        ({"scale_xy": (1.0,)}, "efm has 3 scales, got 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_detector(replace(PELEE, **change))  # type: ignore[arg-type]
+
+
+def test_efm_refuses_other_levels() -> None:
+    with pytest.raises(ValueError, match="strides"):
+        ExactFusionModel(in_channels=(128, 256, 512, 640), in_strides=(8, 16, 32, 64))
+    with pytest.raises(ValueError, match="multiple"):
+        ExactFusionModel(in_channels=(100, 256, 512, 640), in_strides=(4, 8, 16, 32))

@@ -1,0 +1,79 @@
+"""The experiment file: complete, typed, and every error names its key."""
+
+from pathlib import Path
+
+import pytest
+
+from detector.config import load_config, to_yaml
+from detector.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.run_dir == f"weights/{path.stem}"
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy) == config
+    assert path.read_text().startswith("# "), "the header (command, time, result) is missing"
+
+
+def test_overrides_and_exponents() -> None:
+    config = load_config(CONFIGS[0], ["train.learning_rate=1e-3", "preprocess.size_hw=[64, 96]", "run_dir=/x"])
+    assert config.train.learning_rate == 0.001
+    assert config.preprocess.size_hw == (64, 96)
+    assert config.run_dir == "/x"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=1", "unknown key 'train.lr'"),
+        ("nothing.here=1", "no section 'nothing'"),
+        ("train.max_steps", "expected a.b=value"),
+        ("train.max_steps=soon", "train.max_steps: .*valid integer, got 'soon'"),
+        ("train.max_steps='4'", "train.max_steps: .*valid integer"),
+        ("train.max_steps=0", "train.max_steps: .*greater than or equal to 1, got 0"),
+        ("train.subdivisions=3", "subdivisions: expected a divisor of batch_size"),
+        ("train.scales=[1.0]", "scales: expected 0"),
+        ("model.class_names=[a, a]", "each name may stand once"),
+        ("model.anchors=[[1, 2]]", "multiple of 3"),
+        ("preprocess.size_hw=[100, 96]", "multiple of 32"),
+        ("augment.multi_scale={min_size: 128, max_size: 64, every: 1}", "max_size: expected at least"),
+        ("loss.box=eiou", "loss.box: .*'mse'"),
+        ("model.class_names=[a", "not valid YAML"),
+    ],
+)
+def test_a_bad_value_is_named(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(ROOT / "configs/tiny.yaml", [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  seed: 0\n", "", "train.seed: missing"),
+        ("  momentum:", "  momentun:", "train.momentun: unknown key"),
+        ("train:\n", "train: [\n", "not valid YAML"),
+        ("  nesterov:", "  momentum: 0.5\n  nesterov:", "'momentum' stands twice"),
+    ],
+)
+def test_a_damaged_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (ROOT / "configs/tiny.yaml").read_text()
+    assert old in text
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        load_config(bad)
+
+
+def test_no_file_and_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such config"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match="expected a mapping"):
+        load_config(tmp_path / "list.yaml")

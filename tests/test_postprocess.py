@@ -1,0 +1,75 @@
+"""From raw maps to detections."""
+
+import pytest
+import torch
+
+from detector.postprocess import Decoder, postprocess
+
+DECODER = Decoder(torch.tensor([[[16.0, 16.0]]]), (8,), (1.0,))
+
+
+def empty_map(batch: int = 1) -> torch.Tensor:
+    return torch.full((batch, 7, 4, 4), -12.0)  # one anchor, two classes
+
+
+def put(raw: torch.Tensor, image: int, row: int, column: int, objectness: float, classes: list[float]) -> None:
+    raw[image, :4, row, column] = 0
+    raw[image, 4:, row, column] = torch.logit(torch.tensor([objectness, *classes]))
+
+
+def run(raw: torch.Tensor, **options: float) -> list:  # type: ignore[type-arg]
+    settings = {"score_threshold": 0.25, "nms_threshold": 0.45, "max_detections": 100, **options}
+    return postprocess([raw], DECODER, **settings)  # type: ignore[arg-type]
+
+
+def test_decodes_one_box_by_hand() -> None:
+    raw = empty_map(2)
+    put(raw, 1, 2, 1, 0.8, [0.9, 0.1])
+    first, second = run(raw)
+    assert len(first) == 0
+    assert second.boxes_xyxy.tolist() == [[4, 12, 20, 28]]  # centre (12, 20)
+    assert second.scores.tolist() == pytest.approx([0.72])
+    assert second.labels.tolist() == [0]
+
+
+def test_a_place_may_have_two_classes_and_best_comes_first() -> None:
+    raw = empty_map()
+    put(raw, 0, 1, 1, 0.9, [0.5, 0.8])
+    (found,) = run(raw)
+    assert found.labels.tolist() == [1, 0]
+    assert found.scores.tolist() == pytest.approx([0.72, 0.45])
+
+
+def test_nms_is_per_class_and_keeps_the_better() -> None:
+    raw = empty_map()
+    put(raw, 0, 1, 1, 0.9, [0.9, 0.01])
+    put(raw, 0, 1, 2, 0.8, [0.9, 0.01])  # 8 px to the right: IoU 1/3
+    put(raw, 0, 2, 1, 0.7, [0.01, 0.9])  # another class
+    (kept,) = run(raw, nms_threshold=0.3)
+    assert kept.labels.tolist() == [0, 1]
+    (all_three,) = run(raw, nms_threshold=0.35)
+    assert len(all_three) == 3
+
+
+def test_threshold_and_top_k() -> None:
+    raw = empty_map()
+    for column in range(4):
+        put(raw, 0, 0, column, 0.5 + 0.1 * column, [0.9, 0.01])
+    (found,) = run(raw, nms_threshold=1.0, max_detections=2)
+    assert found.scores.tolist() == pytest.approx([0.72, 0.63])
+    (strict,) = run(raw, nms_threshold=1.0, score_threshold=0.7)
+    assert len(strict) == 1
+
+
+def test_nothing_found_is_an_empty_result() -> None:
+    (found,) = run(empty_map())
+    assert found.boxes_xyxy.shape == (0, 4)
+    assert len(found) == 0
+
+
+def test_bf16_maps_are_read_as_float() -> None:
+    raw = empty_map()
+    put(raw, 0, 1, 1, 0.75, [0.75, 0.01])
+    (found,) = run(raw.bfloat16())
+    assert found.boxes_xyxy.dtype.name == "float32"
+    assert found.scores.tolist() == pytest.approx([0.5625], abs=0.01)  # bf16 has 8 bits
