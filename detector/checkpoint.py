@@ -23,6 +23,7 @@ from detector.config import ModelConfig, PreprocessConfig, parse_model_config, p
 from detector.errors import InputError
 
 FORMAT = "detector-weights-1"
+METADATA_KEY = "detector"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,9 @@ def save_checkpoint(
     Raises:
         InputError: the disk is full or not writable; the old file is untouched.
     """
-    metadata = {
-        "format": FORMAT,
-        "model": json.dumps(asdict(model)),
-        "preprocess": json.dumps(asdict(preprocess)),
-        "info": json.dumps(info, sort_keys=True),
-    }
+    record = {"format": FORMAT, "model": asdict(model), "preprocess": asdict(preprocess), "info": info}
+    # One key only: safetensors writes several in a random order, and equal states shall be equal files.
+    metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
     try:
         write_atomically(path, content)
@@ -109,14 +107,23 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: was not written by this program (format {metadata.get('format')!r}, not {FORMAT!r})")
+    record = _parse_record(metadata.get(METADATA_KEY), path)
     return Checkpoint(
-        model=parse_model_config(json.loads(metadata["model"]), str(path)),
-        preprocess=parse_preprocess_config(json.loads(metadata["preprocess"]), str(path)),
-        info=json.loads(metadata["info"]),
+        model=parse_model_config(record["model"], str(path)),
+        preprocess=parse_preprocess_config(record["preprocess"], str(path)),
+        info=record["info"],
         tensors=tensors,
     )
+
+
+def _parse_record(text: str | None, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(text or "")
+        if record["format"] == FORMAT and isinstance(record["info"], dict):
+            return dict(record)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path}: was not written by this program, or by a newer one ({FORMAT} expected)")
 
 
 def find_weights(folders: Iterable[Path]) -> Path:

@@ -47,7 +47,13 @@ def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     run_dir = tmp_path_factory.mktemp("weights") / "tiny"
     config = load_config(
         ROOT / "configs/tiny.yaml",
-        [f"data.root={tiny_data}", "train.max_steps=6", "evaluate.every=0", "train.num_workers=0", f"run_dir={run_dir}"],
+        [
+            f"data.root={tiny_data}",
+            "train.max_steps=6",
+            "evaluate.every=0",
+            "train.num_workers=0",
+            f"run_dir={run_dir}",
+        ],
     )
     train(config)
     return run_dir

@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of pictures")
     what.add_argument("--image", metavar="SOURCE", help="a picture, a folder or a glob")
-    parser.add_argument("--save", type=Path, metavar="OUT", help="annotated video, or folder for pictures")
+    parser.add_argument(
+        "--save", type=Path, metavar="OUT", help="annotated video; for pictures a folder, or a .jpg with a grid"
+    )
     parser.add_argument("--show", action="store_true", help="a window; q quits")
     parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
@@ -32,10 +34,11 @@ def main(arguments: list[str]) -> int:
     if not 0 <= options.score_threshold <= 1:
         raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
 
+    from detector.data.images import IMAGE_SUFFIXES
     from detector.predict import Predictor, find_model
     from detector.structures import Detections
     from detector.video.pipeline import Sink, run_video
-    from detector.video.sink import PictureSink, VideoSink, WindowSink
+    from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
     from detector.video.source import Frame, open_source
 
     weights, _ = find_model(options.model, options.weights)
@@ -44,7 +47,11 @@ def main(arguments: list[str]) -> int:
     source = open_source(options.video or options.image)
     sinks: list[Sink] = [WindowSink()] if options.show else []
     if options.save:
-        sinks.append(PictureSink(options.save) if source.fps is None else VideoSink(options.save, source.fps))
+        if source.fps is not None:
+            sinks.append(VideoSink(options.save, source.fps))
+        else:
+            one_file = options.save.suffix.lower() in IMAGE_SUFFIXES
+            sinks.append(PictureSink(options.save) if one_file else FolderSink(options.save))
 
     def print_frame(frame: Frame, detections: Detections) -> None:
         rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)

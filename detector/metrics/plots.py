@@ -35,7 +35,8 @@ def plot_precision_recall(
         axes.plot(recall, mean, color="black", linewidth=2.5, label=f"mean {mean.mean():.3f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, IoU 0.5")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    if present:
+        axes.legend(loc="lower left")
     figure.savefig(path, dpi=120)
 
 

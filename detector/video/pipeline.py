@@ -13,10 +13,10 @@ import numpy as np
 from detector.predict import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
-from detector.video.sink import PictureSink, VideoSink, WindowSink
+from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
 from detector.video.source import Frame, Source
 
-Sink = VideoSink | PictureSink | WindowSink
+Sink = VideoSink | FolderSink | PictureSink | WindowSink
 
 
 @dataclass

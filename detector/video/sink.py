@@ -8,11 +8,12 @@ from pathlib import Path
 
 import cv2
 
-from detector.data.images import IMAGE_SUFFIXES
 from detector.errors import InputError
+from detector.render import tile
 from detector.structures import Image
 
 WINDOW_TITLE = "detector (q quits)"
+MAX_GRID = 16
 
 
 class VideoSink:
@@ -41,22 +42,50 @@ class VideoSink:
             self._writer.release()
 
 
-class PictureSink:
-    """Picture files: into a folder under their own names, or, for a path that ends like a picture, one file."""
+class FolderSink:
+    """Picture files in a folder, under their own names."""
 
     def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._single = path.suffix.lower() in IMAGE_SUFFIXES
-        (path.parent if self._single else path).mkdir(parents=True, exist_ok=True)
 
     def write(self, image: Image, name: str) -> None:
         """Writes a picture (H, W, 3) uint8 RGB. Raises: InputError when it cannot be written."""
-        target = self._path if self._single else self._path / name
-        if not cv2.imwrite(str(target), image[..., ::-1]):
-            raise InputError(f"{target}: cannot be written")
+        _write_picture(self._path / name, image)
 
     def close(self) -> None:
         """Every picture is whole as soon as it is written."""
+
+
+class PictureSink:
+    """One picture file: the only frame as it is, or a grid of the first `MAX_GRID` frames."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._images: list[Image] = []
+
+    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (the sinks are called alike)
+        """Takes a picture (H, W, 3) uint8 RGB; what does not fit into the grid is left out."""
+        if len(self._images) < MAX_GRID:
+            self._images.append(image)
+
+    def close(self) -> None:
+        """Writes the file. Raises: InputError when it cannot be written."""
+        if len(self._images) == 1:
+            _write_picture(self._path, self._images[0])
+        elif self._images:
+            _write_picture(self._path, tile(self._images, columns=4, cell_hw=(240, 320)))
+        self._images = []
+
+
+def _write_picture(path: Path, image: Image) -> None:
+    try:
+        written = cv2.imwrite(str(path), image[..., ::-1])
+    except cv2.error:
+        written = False
+    if not written:
+        raise InputError(f"{path}: cannot be written; expected a name that ends in .jpg or .png, and space")
 
 
 class WindowSink:

@@ -113,7 +113,7 @@ def test_policies_for_a_box_that_sticks_out(write: Writer, policy: str, left: in
     assert [problem.action for problem in dataset.problems] == [action]
     if policy == "clip":
         assert dataset.boxes_xyxy[2].tolist() == pytest.approx([60, 50, 100, 70], abs=1e-4)
-    with pytest.raises(InputError, match="1 partly_outside; the first: .*partly_outside"):
+    with pytest.raises(InputError, match=r"1 partly_outside; the first: .*partly_outside"):
         open_dataset(path, split, class_names=CLASSES, policy="fail")
 
 
@@ -124,7 +124,7 @@ def test_a_missing_picture_drops_the_image(write: Writer, tmp_path: Path) -> Non
     if write is write_yolo:
         (tmp_path / "list.txt").write_text(f"{tmp_path}/images/train/a.jpg\n")
         path.write_text("names: [cat, dog]\ntrain: list.txt\n")
-    with pytest.raises(InputError, match="no image with a readable annotation .1 missing_image"):
+    with pytest.raises(InputError, match=r"no image with a readable annotation .1 missing_image"):
         open_dataset(path, None if path.suffix == ".json" else "train", class_names=CLASSES)
 
 

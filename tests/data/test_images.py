@@ -24,7 +24,15 @@ def picture() -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("a.jpg", "RGB"), ("a.png", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.jpg", "CMYK"), ("a.webp", "RGB"), ("a.bmp", "RGB")],
+    [
+        ("a.jpg", "RGB"),
+        ("a.png", "RGB"),
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.jpg", "CMYK"),
+        ("a.webp", "RGB"),
+        ("a.bmp", "RGB"),
+    ],
 )
 def test_colours_arrive_as_rgb(name: str, mode: str, tmp_path: Path) -> None:
     Image.fromarray(picture()).convert(mode).save(tmp_path / name)
@@ -43,8 +51,12 @@ def test_grey_and_sixteen_bit(tmp_path: Path) -> None:
     assert read_image(tmp_path / "deep.png")[2, 2].tolist() == pytest.approx([99, 99, 99], abs=1)
 
 
-@pytest.mark.parametrize(("orientation", "size_hw", "green_at"), [(1, (20, 40), (10, 3)), (6, (40, 20), (3, 10)), (3, (20, 40), (10, 36))])
-def test_exif_orientation(orientation: int, size_hw: tuple[int, int], green_at: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("orientation", "size_hw", "green_at"), [(1, (20, 40), (10, 3)), (6, (40, 20), (3, 10)), (3, (20, 40), (10, 36))]
+)
+def test_exif_orientation(
+    orientation: int, size_hw: tuple[int, int], green_at: tuple[int, int], tmp_path: Path
+) -> None:
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -39,9 +39,7 @@ def sample(height: int = 40, width: int = 80, boxes: list[list[float]] | None = 
     for x1, y1, x2, y2 in np.array(boxes, int).reshape(-1, 4):
         image[max(y1, 0) : y2, max(x1, 0) : x2] = 255
     count = len(boxes)
-    return Sample(
-        image, np.array(boxes, np.float32).reshape(-1, 4), np.arange(count), np.zeros(count, np.bool_), "s"
-    )
+    return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), np.arange(count), np.zeros(count, np.bool_), "s")
 
 
 def white_box(image: np.ndarray) -> list[int]:

@@ -1,0 +1,45 @@
+# All commands of the project. They set up .venv on their own when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint format typecheck check clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## create .venv with everything in it
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; name it with: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## train on the embedded data, evaluate, write annotated pictures and a video
+	$(RUN) tools/train.py configs/quickstart.yaml --resume
+	$(RUN) tools/eval.py configs/quickstart.yaml
+	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_000*.jpg' --save weights/quickstart/pictures.jpg
+	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --save weights/quickstart/video.mp4
+	@echo "pictures: weights/quickstart/pictures.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
+
+test: $(READY)  ## run all tests
+	$(RUN) -m pytest
+
+lint: $(READY)  ## formatting and lint
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+format: $(READY)  ## format the code
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+typecheck: $(READY)  ## mypy --strict on detector/
+	$(RUN) -m mypy
+
+check: lint typecheck test  ## the gate: everything that must pass
+
+clean:  ## remove .venv, caches and the embedded data; weights stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info data/quickstart data/tiny

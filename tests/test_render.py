@@ -1,0 +1,51 @@
+"""Drawing."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from detector.render import class_color, draw, tile
+from detector.structures import Detections
+
+NAMES = ("cat", "dog")
+
+
+def detections(*boxes: list[float]) -> Detections:
+    count = len(boxes)
+    scores = np.linspace(0.9, 0.5, count, dtype=np.float32)
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores, np.arange(count) % 2)
+
+
+def test_draws_a_frame_in_the_class_color_on_a_copy() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    result = draw(image, detections([20, 30, 60, 80]), NAMES)
+    assert image.max() == 0
+    assert np.abs(result[60, 20].astype(int) - class_color(0)).max() < 80, "anti-aliased"
+    assert result[55, 40].max() == 0, "the inside stays free"
+
+
+@pytest.mark.parametrize("box", [[0, 0, 99, 99], [-20, -20, 300, 300], [95, 95, 99, 99], [50, 50, 50, 50]])
+def test_captions_stay_inside(box: list[float]) -> None:
+    result = draw(np.zeros((100, 100, 3), np.uint8), detections(box), NAMES)
+    assert result.shape == (100, 100, 3)
+    assert result.max() > 0
+
+
+def test_nothing_to_draw() -> None:
+    image = np.full((10, 12, 3), 7, np.uint8)
+    assert np.array_equal(draw(image, Detections(), NAMES), image)
+
+
+def test_neighbouring_colors_differ() -> None:
+    colors = [np.array(class_color(label)) for label in range(20)]
+    assert min(np.abs(a - b).max() for a, b in pairwise(colors)) > 60
+
+
+def test_tile_keeps_aspects() -> None:
+    grid = tile([np.zeros((50, 100, 3), np.uint8)] * 3, columns=2, cell_hw=(40, 40), gap=2)
+    assert grid.shape == (2 * 42 + 2, 2 * 42 + 2, 3)
+    assert grid[22, 22].max() == 0
+    assert grid[5, 22].min() == 255, "above the picture it is white"
+    assert grid[64, 64].min() == 255, "the fourth cell is empty"
+    assert tile([], columns=2, cell_hw=(4, 4)).min() == 255

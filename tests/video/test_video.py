@@ -1,0 +1,150 @@
+"""Sources, sinks, and the pipeline between them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.data.synthetic import write_video
+from detector.errors import InputError
+from detector.predict import Predictor
+from detector.video.pipeline import VideoReport, run_video
+from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
+from detector.video.source import LiveSource, open_source
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    write_video(tmp_path / "clip.mp4", (96, 128), seed=0, num_frames=7)
+    return tmp_path / "clip.mp4"
+
+
+def test_a_file_gives_every_frame(clip: Path) -> None:
+    source = open_source(str(clip))
+    frames = list(source)
+    assert (len(frames), source.total, source.live) == (7, 7, False)
+    assert source.fps == pytest.approx(15)
+    assert frames[0].image.shape == (96, 128, 3)
+    assert [frame.index for frame in frames] == list(range(7))
+
+
+def test_frames_are_rgb(tmp_path: Path) -> None:
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 2] = 220  # BGR
+    writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    writer.write(red)
+    writer.release()
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    for name in ("red.avi", "red.png"):
+        pixel = next(iter(open_source(str(tmp_path / name)))).image[32, 32]
+        assert pixel[0] > 200, name
+        assert pixel[2] < 30, name
+
+
+def test_folder_glob_and_picture(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "note.txt"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8)) if name != "note.txt" else (
+            tmp_path / name
+        ).touch()
+    assert [frame.name for frame in open_source(str(tmp_path))] == ["a.jpg", "b.png"]
+    assert [frame.name for frame in open_source(str(tmp_path / "*.png"))] == ["b.png"]
+    assert [frame.name for frame in open_source(str(tmp_path / "a.jpg"))] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("cam99", "cam99: no such camera"),
+        ("none.mp4", "no such file; expected cam0"),
+        ("rtsp://127.0.0.1:1/x", "the stream cannot be opened"),
+        ("*.nothing", "no pictures there"),
+    ],
+)
+def test_what_is_not_there_gets_one_line(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message.replace("*", r"\*")):
+        open_source(source)
+
+
+def test_no_video_and_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(InputError, match="is not a video"):
+        open_source(str(tmp_path / "text.mp4"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no pictures there"):
+        open_source(str(tmp_path / "empty"))
+
+
+class SlowCamera:
+    """Gives 30 numbered frames, 10 ms apart, then ends."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.released = False
+
+    def get(self, _: int) -> float:
+        return 0.0
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        time.sleep(0.01)
+        self.count += 1
+        return self.count <= 30, np.full((4, 4, 3), self.count, np.uint8)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
+    camera = SlowCamera()
+    source = LiveSource(camera, "cam0")  # type: ignore[arg-type]
+    seen = []
+    for frame in source:
+        seen.append(frame.index)
+        time.sleep(0.06)
+    source.close()
+    assert seen == sorted(set(seen))
+    assert len(seen) + source.dropped == 30
+    assert source.dropped > len(seen), "slower than the camera, so most frames must be dropped"
+    assert camera.released
+
+
+def test_pipeline_saves_and_reports(clip: Path, trained_run: Path, tmp_path: Path) -> None:
+    predictor = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=3)
+    names: list[str] = []
+    sinks = [VideoSink(tmp_path / "out" / "o.mp4", 10), PictureSink(tmp_path / "grid.jpg")]
+    report = run_video(open_source(str(clip)), predictor, sinks, on_frame=lambda frame, found: names.append(frame.name))
+    assert (report.frames, report.detections, len(names)) == (7, 21, 7)
+    assert "7 frames" in report.summary()
+    assert "p95" in report.summary()
+    saved = list(open_source(str(tmp_path / "out" / "o.mp4")))
+    assert len(saved) == 7
+    grid = cv2.imread(str(tmp_path / "grid.jpg"))
+    assert grid is not None
+    assert grid.shape[1] == 4 * 324 + 4
+    assert VideoReport().summary() == "no frames"
+
+
+def test_folder_sink_keeps_names(tmp_path: Path) -> None:
+    sink = FolderSink(tmp_path / "out")
+    sink.write(np.full((5, 6, 3), (250, 0, 0), np.uint8), "x.png")
+    sink.close()
+    saved = cv2.imread(str(tmp_path / "out" / "x.png"))
+    assert saved is not None
+    assert saved[0, 0].tolist() == [0, 0, 250], "BGR on disk"
+    with pytest.raises(InputError, match="cannot be written"):
+        sink.write(np.zeros((5, 6, 3), np.uint8), "x.strange")
+
+
+def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"saved as .mp4"):
+        VideoSink(tmp_path / "x.jpg", 10)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(InputError, match="there is no display here; use --save"):
+        WindowSink()

@@ -1,0 +1,67 @@
+"""A real window on a virtual screen: the window build of OpenCV must win over the headless one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    if shutil.which("Xvfb") is None:
+        pytest.skip("Xvfb is not installed")
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write), "-screen", "0", "640x480x24"], pass_fds=[write], stderr=subprocess.DEVNULL
+    )
+    os.close(write)
+    number = os.read(read, 16).decode().strip()
+    yield f":{number}"
+    server.terminate()
+    server.wait()
+    os.close(read)
+
+
+def test_a_window_opens(display: str) -> None:
+    code = (
+        "import numpy as np\n"
+        "from detector.video.sink import WINDOW_TITLE, WindowSink\n"
+        "import cv2\n"
+        "sink = WindowSink()\n"
+        "for _ in range(5): sink.write(np.full((60, 80, 3), 200, np.uint8), 'x')\n"
+        "assert not sink.quit\n"
+        "assert cv2.getWindowProperty(WINDOW_TITLE, cv2.WND_PROP_VISIBLE) >= 1\n"
+        "sink.close()\n"
+        "print('shown')\n"
+    )
+    environment = {**os.environ, "DISPLAY": display}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.stdout.strip().endswith("shown"), result.stderr
+
+
+def test_the_demo_shows_pictures(display: str, trained_run: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+    command = [
+        sys.executable,
+        str(ROOT / "tools/demo.py"),
+        str(trained_run),
+        "--image",
+        str(tmp_path / "a.jpg"),
+        "--show",
+    ]
+    environment = {**os.environ, "DISPLAY": display}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "1 frames" in result.stderr
