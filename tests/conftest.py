@@ -51,6 +51,7 @@ def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             f"data.root={tiny_data}",
             "train.max_steps=6",
             "evaluate.every=0",
+            "evaluate.score_threshold=0.0001",
             "train.num_workers=0",
             f"run_dir={run_dir}",
         ],

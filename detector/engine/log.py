@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class RunLog:
     def picture(self, name: str, image: Image, step: int) -> None:
         """A picture (H, W, 3) uint8 RGB for TensorBoard."""
         self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def say(self, message: str) -> None:
+        """A line for people, on stderr, above the bar."""
+        self.bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
         self.bar.close()

@@ -88,7 +88,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
     state = _start(config, run_dir, resume=resume)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
     for dataset in (train_set, val_set):
-        log.bar.write(
+        log.say(
             f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
         )
     try:
@@ -254,7 +254,7 @@ def _evaluate(
     metrics = evaluator.compute()
     log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if name != "per_class"})
     log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
-    log.bar.write(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
+    log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
     value = metrics[settings.metric]
     if value is not None and value > state.best:
         state.best = value
