@@ -47,8 +47,8 @@ def assign_targets(
 ) -> list[Assignment]:
     """Chooses for each object, by size alone, the best of all S * A anchors; the cell is the one of its centre.
 
-    Where two objects want the same anchor of the same cell, the later one has the box and both give their classes
-    (Darknet `forward_yolo_layer`).
+    An anchor that stands in two scales answers in both. Where two objects want the same anchor of the same cell, the
+    later one has the box and both give their classes (Darknet `forward_yolo_layer`).
 
     Args:
         boxes_xyxy: B tensors (n_i, 4), input pixels.
@@ -68,7 +68,8 @@ def assign_targets(
     iou = size_iou(boxes[:, 2:] - boxes[:, :2], anchors_wh.view(-1, 2))  # (n, S * A)
     answers = iou > match_threshold
     if len(boxes):
-        answers[torch.arange(len(boxes), device=boxes.device), iou.argmax(dim=1)] = True
+        best = anchors_wh.view(-1, 2)[iou.argmax(dim=1)]  # (n, 2)
+        answers |= (anchors_wh.view(1, -1, 2) == best[:, None]).all(dim=2)
     answers = answers.view(len(boxes), num_scales, per_scale)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
     assignments = []

@@ -19,7 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from detector.config import ModelConfig, PreprocessConfig, parse_model_config, parse_preprocess_config
+from detector.config import (
+    DarknetModelConfig,
+    ModelConfig,
+    PreprocessConfig,
+    parse_model_config,
+    parse_preprocess_config,
+)
 from detector.errors import InputError
 
 FORMAT = "detector-weights-1"
@@ -37,7 +43,7 @@ class Checkpoint:
         tensors: by full name, such as `model.backbone.stem.entry.conv.weight`.
     """
 
-    model: ModelConfig
+    model: ModelConfig | DarknetModelConfig
     preprocess: PreprocessConfig
     info: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -55,7 +61,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path,
     *,
-    model: ModelConfig,
+    model: ModelConfig | DarknetModelConfig,
     preprocess: PreprocessConfig,
     info: Mapping[str, Any],
     tensors: Mapping[str, Tensor],

@@ -39,9 +39,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="weights file, run folder, or config (its run); default: newest run in weights/, else released weights",
+        help="weights file, Darknet cfg, run folder, or config (its run); default: the newest in weights/",
     )
-    parser.add_argument("--weights", help="weights file, when MODEL is a config or is left out")
+    parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config or is left out")
+    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
 
 
 def print_json(content: Any) -> None:

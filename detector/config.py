@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from detector.errors import InputError
 
@@ -79,16 +79,45 @@ class ModelConfig(_Strict):
 
 
 @dataclass(frozen=True)
+class DarknetModelConfig(_Strict):
+    """A network that a Darknet cfg describes.
+
+    Attributes:
+        darknet_cfg: the text of the cfg; anchors and scales stand in its [yolo] sections.
+        class_names: in the order of the class indices.
+    """
+
+    darknet_cfg: str
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def _kind_of_model(tree: Any) -> str:
+    named = tree if isinstance(tree, dict) else vars(tree)
+    return "darknet" if "darknet_cfg" in named else "native"
+
+
+AnyModelConfig = Annotated[
+    Annotated[ModelConfig, Tag("native")] | Annotated[DarknetModelConfig, Tag("darknet")], Discriminator(_kind_of_model)
+]
+
+
+@dataclass(frozen=True)
 class PreprocessConfig(_Strict):
     """How any image becomes the network's input.
 
     Attributes:
         size_hw: height and width of the network's input in pixels, multiples of 32.
         letterbox: keep the aspect and fill with grey; otherwise stretch, as AlexeyAB's Darknet does by default.
+        align_corners: resize as Darknet's `resize_image`: corner pixels on corner pixels (for models from Darknet).
     """
 
     size_hw: tuple[NetworkSize, NetworkSize]
     letterbox: bool
+    align_corners: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,7 +300,7 @@ class EvaluateConfig(_Strict):
 class ExperimentConfig(_Strict):
     """One experiment, whole. `run_dir` null means weights/<name of the config file>."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     preprocess: PreprocessConfig
     data: DataConfig
     augment: AugmentConfig
@@ -298,7 +327,7 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 _EXPERIMENT = TypeAdapter(ExperimentConfig)
-_MODEL = TypeAdapter(ModelConfig)
+_MODEL: TypeAdapter[ModelConfig | DarknetModelConfig] = TypeAdapter(AnyModelConfig)
 _PREPROCESS = TypeAdapter(PreprocessConfig)
 
 
@@ -335,7 +364,7 @@ def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
     return _validated(_EXPERIMENT, _parse_yaml(text, where), where)
 
 
-def parse_model_config(tree: dict[str, Any], where: str) -> ModelConfig:
+def parse_model_config(tree: dict[str, Any], where: str) -> ModelConfig | DarknetModelConfig:
     """A model section that was stored elsewhere (in a weights file `where`). Raises: InputError."""
     return _validated(_MODEL, tree, where)
 
@@ -382,7 +411,7 @@ def _validated(adapter: TypeAdapter[_T], tree: Any, where: str) -> _T:
 
 
 def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) for part in item["loc"] if part not in {"native", "darknet"})
     if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         return f"{key}: unknown key (misspelt?)"
     if item["type"] in {"missing", "missing_argument"}:

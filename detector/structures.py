@@ -142,11 +142,13 @@ class Detections:
             `Predictor.predict`.
         scores: (n,) float32 in [0, 1], objectness times class probability, not increasing.
         labels: (n,) int64, an index into the class names.
+        darknet_ranks: (n,) int64, where Darknet's program would list the box; only for its metric, else None.
     """
 
     boxes_xyxy: Floats = field(default_factory=_no_boxes)
     scores: Floats = field(default_factory=_no_scores)
     labels: Ints = field(default_factory=_no_labels)
+    darknet_ranks: Ints | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -155,3 +157,15 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def best(self, count: int) -> Detections:
+        """The first `count` of them."""
+        return self._take(slice(count))
+
+    def above(self, score: float) -> Detections:
+        """Those that score more."""
+        return self._take(self.scores > score)
+
+    def _take(self, rows: slice | Bools) -> Detections:
+        ranks = None if self.darknet_ranks is None else self.darknet_ranks[rows]
+        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], ranks)

@@ -41,9 +41,11 @@ def main(arguments: list[str]) -> int:
     from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
     from detector.video.source import Frame, open_source
 
-    weights, _ = find_model(options.model, options.weights)
-    say(f"weights {weights}")
-    predictor = Predictor(weights, score_threshold=options.score_threshold)
+    loaded = find_model(options.model, options.weights, options.names)
+    say(f"weights {loaded.path}")
+    predictor = Predictor.from_network(
+        loaded.network, loaded.model, loaded.preprocess, score_threshold=options.score_threshold
+    )
     source = open_source(options.video or options.image)
     sinks: list[Sink] = [WindowSink()] if options.show else []
     if options.save:

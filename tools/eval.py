@@ -4,6 +4,7 @@ Examples:
     python tools/eval.py
     python tools/eval.py configs/csppelee_efm_bccd.yaml --data data/bccd --split test
     python tools/eval.py weights/bccd/best.safetensors --data data/coco/annotations/instances_val2017.json --json
+    python tools/eval.py yolov4-tiny.cfg --weights yolov4-tiny.weights --data instances_val2017.json --images val2017
     python tools/eval.py best.safetensors --data image_info_test-dev2017.json --images test2017 --submit csppelee_efm
 """
 
@@ -11,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from detector.cli import add_model_arguments, print_json, run, say
+from detector.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
@@ -33,28 +34,38 @@ def main(arguments: list[str]) -> int:
 
     from detector.config import parse_experiment_text
     from detector.data import open_dataset
-    from detector.engine.evaluate import evaluate
+    from detector.engine.evaluate import COCO_DETECTIONS, MAX_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
     from detector.metrics.table import metrics_table
     from detector.predict import Predictor, find_model
 
-    weights, checkpoint = find_model(options.model, options.weights)
-    config = parse_experiment_text(checkpoint.info["config"], str(weights))
-    settings = asdict(config.evaluate)
-    predictor = Predictor(
-        weights, **{name: settings[name] for name in ("score_threshold", "nms_threshold", "max_detections")}
+    loaded = find_model(options.model, options.weights, options.names)
+    stored = loaded.info.get("config")
+    config = parse_experiment_text(stored, str(loaded.path)) if stored else None
+    if config is None and options.data is None:
+        raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
+    predictor = Predictor.from_network(
+        loaded.network,
+        loaded.model,
+        loaded.preprocess,
+        score_threshold=config.evaluate.score_threshold if config else 0.001,
+        nms_threshold=config.evaluate.nms_threshold if config else 0.45,
+        max_detections=MAX_DETECTIONS,
     )
-    data, split = options.data or config.data.root, options.split or (None if options.data else config.data.val)
-    say(f"weights {weights} (step {checkpoint.info['step']}), data {data}{f' ({split})' if split else ''}")
-    dataset = open_dataset(
-        data, split, images_dir=options.images, class_names=predictor.class_names, policy=config.data.bad_labels
-    )
-    out_dir = options.out or weights.parent / "eval"
+    data = options.data or (config.data.root if config else "")
+    split = options.split or (config.data.val if config and not options.data else None)
+    say(f"weights {loaded.path} (step {loaded.info.get('step', '?')}), data {data}{f' ({split})' if split else ''}")
+    policy = config.data.bad_labels if config else "clip"
+    dataset = open_dataset(data, split, images_dir=options.images, class_names=predictor.class_names, policy=policy)
+    coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
+    out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("eval"))
     if options.submit:
-        evaluator = evaluate(predictor, dataset, progress=True)
-        print(f"wrote {write_submission(evaluator, out_dir, name=options.submit)}")
+        evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=True)
+        print(f"wrote {write_submission(evaluation.coco, out_dir, name=options.submit)}")
         return 0
-    metrics: dict[str, Any] = evaluate_with_plots(predictor, dataset, out_dir, progress=True)
+    metrics: dict[str, Any] = evaluate_with_plots(
+        predictor, dataset, out_dir, coco_detections=coco_detections, progress=True
+    )
     if options.json == "-":
         print_json(metrics)
     else:

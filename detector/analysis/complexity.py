@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from detector.darknet.layers import MaxPool, Shortcut
+from detector.darknet.network import DarknetNetwork
 from detector.models.layers import Maxout
 
 
@@ -52,7 +54,7 @@ def measure_complexity(network: nn.Module, size_hw: tuple[int, int]) -> list[Lay
     handles = [
         module.register_forward_hook(_recorder(name, costs))
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | Maxout | nn.AdaptiveAvgPool2d)
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | MaxPool | Maxout | nn.AdaptiveAvgPool2d)
     ]
     training = network.training
     network.eval()
@@ -84,6 +86,9 @@ def _layer_cost(name: str, module: nn.Module, source: Tensor, target: Tensor) ->
     elif isinstance(module, nn.MaxPool2d):
         kind, kernel = "maxpool", f"{module.kernel_size}x{module.kernel_size}/{module.stride}"
         operations = int(module.kernel_size) ** 2 * target.numel()  # type: ignore[arg-type]
+    elif isinstance(module, MaxPool):
+        kind, kernel = "maxpool", f"{module.size}x{module.size}/{module.stride[0]}"
+        operations = module.size**2 * target.numel()
     elif isinstance(module, Maxout):
         kind, operations = "maxout", source.numel()
     return LayerCost(
@@ -136,3 +141,17 @@ def complexity_table(costs: list[LayerCost], totals: Totals) -> str:
         f"{totals.bflops:.3f} BFLOPs, CIO {totals.cio / 1e6:.1f} M"
     )
     return "\n".join(lines)
+
+
+def section_bflops(network: DarknetNetwork) -> tuple[list[tuple[int, ...]], list[float]]:
+    """Output shapes (C, H, W) and BFLOPs of every section, as today's Darknet prints them.
+
+    Today's program also counts a shortcut: one operation for each element of each map that it adds.
+    """
+    by_section = [0.0] * len(network.layers)
+    for cost in measure_complexity(network, (network.size_chw[1], network.size_chw[2])):
+        by_section[int(cost.name.split(".")[1])] += cost.bflops
+    for index, (layer, sources, shape) in enumerate(zip(network.layers, network.sources, network.shapes, strict=True)):
+        if isinstance(layer, Shortcut):
+            by_section[index] += (len(sources) - 1) * shape[0] * shape[1] * shape[2] / 1e9
+    return list(network.shapes), by_section

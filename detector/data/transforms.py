@@ -26,23 +26,27 @@ MIN_VISIBLE_SIDE = 2.0
 """... and both its sides have this many pixels."""
 
 
-def fit_image(image: Image, size_hw: tuple[int, int], *, letterbox: bool) -> tuple[Image, Letterbox]:
+def fit_image(
+    image: Image, size_hw: tuple[int, int], *, letterbox: bool, align_corners: bool = False
+) -> tuple[Image, Letterbox]:
     """Brings a picture (H0, W0, 3) to the network's size (H, W, 3) and records how.
 
     Args:
         image: uint8 RGB.
         size_hw: of the network's input.
         letterbox: keep the aspect and fill the rest with grey; else stretch.
+        align_corners: see `PreprocessConfig`.
     """
+    resize = _resize_corners if align_corners else _resize
     height, width = image.shape[:2]
     if not letterbox:
         record = Letterbox((height, width), (size_hw[1] / width, size_hw[0] / height), (0.0, 0.0))
-        return _resize(image, size_hw), record
+        return resize(image, size_hw), record
     scale = min(size_hw[0] / height, size_hw[1] / width)
     inner_hw = (max(round(height * scale), 1), max(round(width * scale), 1))
     top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
     canvas = np.full((*size_hw, 3), GREY, np.uint8)
-    canvas[top : top + inner_hw[0], left : left + inner_hw[1]] = _resize(image, inner_hw)
+    canvas[top : top + inner_hw[0], left : left + inner_hw[1]] = resize(image, inner_hw)
     # The exact scales after rounding, so that mapping back is exact too.
     return canvas, Letterbox((height, width), (inner_hw[1] / width, inner_hw[0] / height), (float(left), float(top)))
 
@@ -176,6 +180,16 @@ def _resize(image: Image, size_hw: tuple[int, int]) -> Image:
     if image.shape[:2] == tuple(size_hw):
         return image.copy()
     return np.asarray(cv2.resize(image, (int(size_hw[1]), int(size_hw[0])), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def _resize_corners(image: Image, size_hw: tuple[int, int]) -> Image:
+    """Bilinear, with the corner pixels of both pictures on each other."""
+    (height, width), (target_height, target_width) = image.shape[:2], size_hw
+    columns = np.linspace(0, width - 1, target_width, dtype=np.float32)
+    rows = np.linspace(0, height - 1, target_height, dtype=np.float32)
+    grid_x, grid_y = np.meshgrid(columns, rows)
+    resized = cv2.remap(image, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(resized, np.uint8)
 
 
 def _mean_canvas(image: Image, size_hw: tuple[int, int]) -> Image:

@@ -3,46 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from detector.data.dataset import DetectionDataset
 from detector.metrics.coco import CocoEvaluator
+from detector.metrics.darknet_map import DarknetEvaluator
 from detector.predict import Predictor
 from detector.structures import Detections, Sample
 
 BATCH_SIZE = 8
+COCO_DETECTIONS = 100
+MAX_DETECTIONS = 1000
+"""A predictor's limit for an evaluation: Darknet's metric takes them all, COCO's the best hundred."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Both metrics of one pass over the data."""
+
+    coco: CocoEvaluator
+    darknet: DarknetEvaluator
+
+    def compute(self) -> dict[str, Any]:
+        """COCO's metrics (see `CocoEvaluator.compute`), and Darknet's under `darknet`."""
+        darknet = self.darknet.compute()
+        del darknet["per_class"]
+        return {**self.coco.compute(), "darknet": darknet}
 
 
 def evaluate(
     predictor: Predictor,
     dataset: DetectionDataset,
     *,
+    coco_detections: int = COCO_DETECTIONS,
     progress: bool = False,
     on_image: Callable[[Sample, Detections], None] | None = None,
-) -> CocoEvaluator:
+) -> Evaluation:
     """Predicts every image of a data set.
 
     Args:
         predictor: with the thresholds of the evaluation; its class names are the data set's.
         dataset: images and objects.
+        coco_detections: so many of an image count in COCO's metric, the best ones.
         progress: show a bar on stderr.
         on_image: called with every image and what was found in it, for plots.
 
     Returns:
-        An evaluator, ready to `compute`.
+        The evaluation, ready to `compute`.
 
     Raises:
         InputError: a picture cannot be read: a number over part of the data would be no measurement.
     """
     truth, category_ids, image_ids = dataset.ground_truth()
-    evaluator = CocoEvaluator(truth, category_ids, dataset.class_names)
+    coco, darknet = CocoEvaluator(truth, category_ids, dataset.class_names), DarknetEvaluator(len(dataset.class_names))
     for first in tqdm(range(0, len(dataset), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
         indices = range(first, min(first + BATCH_SIZE, len(dataset)))
         samples = [dataset.read(index) for index in indices]
-        found = predictor.predict_batch([sample.image for sample in samples])
+        found = predictor.predict_batch([sample.image for sample in samples], darknet_ranks=True)
         for index, sample, detections in zip(indices, samples, found, strict=True):
-            evaluator.update(image_ids[index], detections)
+            coco.update(image_ids[index], detections.best(coco_detections))
+            real = ~sample.crowd
+            darknet.update(sample.boxes_xyxy[real], sample.labels[real], detections)
             if on_image is not None:
                 on_image(sample, detections)
-    return evaluator
+    return Evaluation(coco, darknet)

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 
 from detector.data.dataset import DetectionDataset
-from detector.engine.evaluate import evaluate
-from detector.engine.train import confident
+from detector.engine.evaluate import COCO_DETECTIONS, evaluate
 from detector.metrics.coco import CocoEvaluator
 from detector.metrics.confusion import ConfusionMatrix
 from detector.metrics.plots import plot_confusion, plot_precision_recall
@@ -25,14 +24,19 @@ NUM_WORST = 20
 
 
 def evaluate_with_plots(
-    predictor: Predictor, dataset: DetectionDataset, out_dir: Path, *, progress: bool = False
+    predictor: Predictor,
+    dataset: DetectionDataset,
+    out_dir: Path,
+    *,
+    coco_detections: int = COCO_DETECTIONS,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates and writes precision_recall.png, confusion.png and worst.jpg into `out_dir`.
 
     worst.jpg shows the 20 images with the most mistakes at score 0.25, left the labels, right the detections.
 
     Returns:
-        the metrics (see `CocoEvaluator.compute`).
+        the metrics (see `Evaluation.compute`).
     """
     confusion = ConfusionMatrix(len(dataset.class_names))
     worst: list[tuple[int, int, Image]] = []
@@ -41,20 +45,20 @@ def evaluate_with_plots(
     def look(sample: Sample, detections: Detections) -> None:
         nonlocal count
         count += 1
-        shown = confident(detections)
+        shown = detections.above(0.25)
         real = ~sample.crowd
         mistakes = confusion.update(sample.boxes_xyxy[real], sample.labels[real], shown)
         if mistakes and (len(worst) < NUM_WORST or mistakes > worst[0][0]):
             push = heapq.heappush if len(worst) < NUM_WORST else heapq.heapreplace
             push(worst, (mistakes, -count, _side_by_side(sample, shown, dataset.class_names)))
 
-    evaluator = evaluate(predictor, dataset, progress=progress, on_image=look)
+    evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=progress, on_image=look)
     out_dir.mkdir(parents=True, exist_ok=True)
-    plot_precision_recall(out_dir / "precision_recall.png", *evaluator.precision_recall(), dataset.class_names)
+    plot_precision_recall(out_dir / "precision_recall.png", *evaluation.coco.precision_recall(), dataset.class_names)
     plot_confusion(out_dir / "confusion.png", confusion.counts, dataset.class_names)
     pictures = [picture for _, _, picture in sorted(worst, key=lambda item: item[:2], reverse=True)]
     cv2.imwrite(str(out_dir / "worst.jpg"), tile(pictures, columns=4, cell_hw=(240, 640))[..., ::-1])
-    return evaluator.compute()
+    return evaluation.compute()
 
 
 def write_submission(evaluator: CocoEvaluator, out_dir: Path, *, name: str, subset: str = "test-dev2017") -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from detector.anchors import split_anchors
+from detector.build import build_decoder, build_network
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from detector.config import ExperimentConfig, to_yaml
 from detector.data import open_dataset
@@ -24,13 +24,11 @@ from detector.data.collate import build_loader
 from detector.data.dataset import DetectionDataset, summarize
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.engine.ema import ExponentialMovingAverage
-from detector.engine.evaluate import evaluate
+from detector.engine.evaluate import MAX_DETECTIONS, evaluate
 from detector.engine.log import RunLog
 from detector.engine.optim import build_optimizer, learning_rate_at
 from detector.errors import InputError
 from detector.loss import LossTerms, YoloLoss
-from detector.models import build_detector
-from detector.models.detector import Detector
 from detector.predict import Predictor, to_network_input
 from detector.render import draw, tile
 from detector.structures import Batch, Detections, Image, Sample
@@ -54,7 +52,7 @@ class RunState:
         window: sums of the loss terms since the last log line, and their number of steps.
     """
 
-    network: Detector
+    network: nn.Module
     optimizer: torch.optim.SGD
     ema: ExponentialMovingAverage | None
     step: int = 0
@@ -88,9 +86,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
     state = _start(config, run_dir, resume=resume)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
     for dataset in (train_set, val_set):
-        log.say(
-            f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
-        )
+        log.say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     try:
         return _run(config, state, log, train_set, val_set, run_dir)
     finally:
@@ -144,7 +140,7 @@ class _StepFunction:
     def __init__(self, config: ExperimentConfig, state: RunState) -> None:
         self.config = config
         self.state = state
-        self.loss = build_loss(config, state.network.strides)
+        self.loss = build_loss(config, state.network)
         self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
 
     def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
@@ -180,13 +176,16 @@ class _StepFunction:
         )
 
 
-def build_loss(config: ExperimentConfig, strides: tuple[int, ...]) -> YoloLoss:
-    """The loss that a config describes."""
+def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
+    """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
+    decoder = build_decoder(config.model, network)
+    if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
+        raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
     return YoloLoss(
-        anchors_wh=split_anchors(config.model.anchors, len(strides)),
-        strides=strides,
+        anchors_wh=torch.stack(list(decoder.anchors_wh)),
+        strides=decoder.strides,
         num_classes=config.model.num_classes,
-        scale_xy=config.model.scale_xy,
+        scale_xy=decoder.scale_xy,
         box=config.loss.box,
         box_weight=config.loss.box_weight,
         objectness_weight=config.loss.objectness_weight,
@@ -242,17 +241,25 @@ def _evaluate(
         config.preprocess,
         score_threshold=settings.score_threshold,
         nms_threshold=settings.nms_threshold,
-        max_detections=settings.max_detections,
+        max_detections=MAX_DETECTIONS,
     )
     pictures: list[Image] = []
 
     def keep_picture(sample: Sample, detections: Detections) -> None:
         if len(pictures) < NUM_PICTURES:
-            pictures.append(draw(sample.image, confident(detections), predictor.class_names))
+            pictures.append(draw(sample.image, detections.above(0.25), predictor.class_names))
 
-    evaluator = evaluate(predictor, dataset, progress=not log.bar.disable, on_image=keep_picture)
+    evaluator = evaluate(
+        predictor,
+        dataset,
+        coco_detections=settings.max_detections,
+        progress=not log.bar.disable,
+        on_image=keep_picture,
+    )
     metrics = evaluator.compute()
-    log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if name != "per_class"})
+    log.write(
+        state.step, {f"val/{name}": value for name, value in metrics.items() if name not in {"per_class", "darknet"}}
+    )
     log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
     log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
     value = metrics[settings.metric]
@@ -260,12 +267,6 @@ def _evaluate(
         state.best = value
         save_weights(run_dir / "best.safetensors", config, state, metrics)
     return metrics
-
-
-def confident(detections: Detections, threshold: float = 0.25) -> Detections:
-    """Those above a score that people want to see; the evaluation keeps far weaker ones."""
-    kept = detections.scores > threshold
-    return Detections(detections.boxes_xyxy[kept], detections.scores[kept], detections.labels[kept])
 
 
 def save_weights(path: Path, config: ExperimentConfig, state: RunState, metrics: dict[str, Any]) -> None:
@@ -291,7 +292,7 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
 def _start(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
     """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
     torch.manual_seed(config.train.seed)
-    network = build_detector(config.model).to(memory_format=torch.channels_last)
+    network = build_network(config.model).to(memory_format=torch.channels_last)
     network.train()
     ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
     state = RunState(network, build_optimizer(network, config.train), ema)

@@ -16,6 +16,13 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     for name, row in metrics["per_class"].items():
         cells = "".join(f"{_cell(row[key]):>8}" for key in ("ap", "ap50", "ar100"))
         lines.append(f"{name:<{width}}{row['objects']:>9}{cells}")
+    if "darknet" in metrics:
+        darknet = metrics["darknet"]
+        lines += [
+            "",
+            f"Darknet's own metric: mAP@0.50 {darknet['map50']:.4f} (all points); at confidence 0.25: "
+            f"TP {darknet['tp']}, FP {darknet['fp']}, FN {darknet['fn']}, average IoU {darknet['avg_iou']:.4f}",
+        ]
     return "\n".join(lines)
 
 

@@ -25,11 +25,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch normalisation, activation; padding k // 2 keeps the size at stride 1.
+    """Convolution, batch normalisation, activation; by default padding kernel_size // 2 keeps the size at stride 1.
 
     (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
 
-    After `fold_batchnorm` the normalisation is part of the convolution and `norm` is an identity.
+    Without `normalize` the convolution has biases instead. After `fold_batchnorm` the normalisation is part of the
+    convolution and `norm` is an identity.
     """
 
     def __init__(
@@ -38,16 +39,26 @@ class ConvBN(nn.Module):
         out_channels: int,
         kernel_size: int,
         *,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
+        padding: int | None = None,
+        dilation: int = 1,
         groups: int = 1,
+        normalize: bool = True,
         activation: str = "leaky",
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2 if padding is None else padding,
+            dilation,
+            groups,
+            bias=not normalize,
         )
         # eps 1e-5: AlexeyAB adds it inside the root. Momentum .03: between Darknet's .1 (CPU) and .01 (GPU).
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-5, momentum=0.03)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-5, momentum=0.03) if normalize else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:

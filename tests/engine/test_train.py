@@ -200,7 +200,7 @@ def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
         config = tiny([f"train.subdivisions={parts}", "train.num_workers=0"])
         torch.manual_seed(0)
         network = build_detector(config.model).eval()
-        loss = build_loss(config, network.strides)
+        loss = build_loss(config, network)
         loader = build_loader(open_split(config, "train"), config, start_step=0, end_step=1)
         with torch.no_grad():
             terms = [

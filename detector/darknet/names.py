@@ -1,0 +1,43 @@
+"""Class names of Darknet models: a text file with one name a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detector.errors import InputError
+
+# Darknet's coco.names uses other words for six of COCO's categories (those of Pascal VOC).
+_COCO_WORDS = {
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
+_COCO_CLASSES = 80
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names in a file; those of Darknet's coco.names in COCO's own words, so that COCO's labels find them.
+
+    Raises:
+        InputError: the file is missing or empty.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of class names")
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{path}: holds no class names")
+    if len(names) == _COCO_CLASSES and names[0] == "person":
+        names = [_COCO_WORDS.get(name, name) for name in names]
+    return tuple(names)
+
+
+def find_names(cfg_path: Path, num_classes: int) -> tuple[str, ...]:
+    """The names for a cfg when none are given: a *.names file of that length beside it, else class0, class1, ..."""
+    for path in sorted(cfg_path.parent.glob("*.names")):
+        names = read_names(path)
+        if len(names) == num_classes:
+            return names
+    return tuple(f"class{index}" for index in range(num_classes))

@@ -1,0 +1,141 @@
+"""A Darknet cfg as a network, connected as the C program connects it.
+
+Legend: B images, C channels, H, W height and width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from detector.darknet.cfg import Section, parse_cfg
+from detector.darknet.graph import GraphBuilder
+from detector.darknet.layers import MaxPool
+from detector.darknet.weights import WeightsHeader, read_weights, write_weights
+from detector.errors import InputError
+from detector.models.layers import ConvBN
+
+
+class DarknetNetwork(nn.Module):
+    """A network made from a cfg.
+
+    Attributes:
+        layers: one module for each section after [net].
+        sources: for each layer the indices of the layers that it reads, -1 the image.
+        size_chw: channels, height, width that [net] asks for; other multiples of the stride work as well.
+        yolo_sections: of a detector, in file order.
+        strides: input pixels per cell of each [yolo], in file order.
+        header: of the weights file that was read.
+        shapes: (C, H, W) of each layer's output at `size_chw`.
+        cfg_text: the cfg.
+    """
+
+    def __init__(self, sections: list[Section], cfg_text: str) -> None:
+        super().__init__()
+        net = sections[0]
+        self.cfg_text = cfg_text
+        self.net = net
+        self.size_chw = (
+            net.integer("channels", 3, minimum=1),
+            net.integer("height", 416, minimum=1),
+            net.integer("width", 416, minimum=1),
+        )
+        self.kinds = [section.name for section in sections[1:]]
+        self.header = WeightsHeader()
+        builder = GraphBuilder(self.size_chw)
+        for section in sections[1:]:
+            builder.add(section)
+        self.layers = nn.ModuleList(builder.layers)
+        self.sources = builder.sources
+        self.yolo_sections = builder.yolos
+        self.shapes = builder.shapes
+        self._outputs = [i for i, kind in enumerate(self.kinds) if kind == "yolo"]
+        self.strides = tuple(self.size_chw[2] // builder.shapes[i][2] for i in self._outputs)
+        self._last_use = {source: i for i, sources in enumerate(self.sources) for source in sources}
+
+    def forward(self, images: Tensor, all_layers: bool = False) -> list[Tensor] | Tensor:
+        """Images (B, C, H, W) -> what the [yolo] sections read, in file order; for a classifier the logits (B, C).
+
+        Args:
+            images: float in [0, 1], RGB.
+            all_layers: return every section's output instead, in order.
+        """
+        kept: dict[int, Tensor] = {-1: images}
+        every: list[Tensor] = []
+        raw_maps: list[Tensor] = []
+        logits = images
+        for index, (layer, sources, kind) in enumerate(zip(self.layers, self.sources, self.kinds, strict=True)):
+            inputs = [kept[source] for source in sources]
+            if kind == "yolo":
+                raw_maps.append(inputs[0])
+            if kind not in {"softmax", "cost"}:
+                logits = inputs[0] if kind == "yolo" else layer(*inputs)
+                kept[index] = layer(*inputs) if kind == "yolo" and all_layers else logits
+            else:
+                kept[index] = layer(*inputs)
+            if all_layers:
+                every.append(kept[index])
+            for source in sources:
+                if self._last_use[source] == index:
+                    del kept[source]
+        if all_layers:
+            return every
+        return raw_maps if raw_maps else logits.flatten(1)
+
+    def convolutions(self) -> list[tuple[str, ConvBN]]:
+        """The layers with weights, in file order, with a name for errors."""
+        return [
+            (f"[convolutional] number {i}", layer) for i, layer in enumerate(self.layers) if isinstance(layer, ConvBN)
+        ]
+
+    def load_weights(self, path: str | Path, *, cutoff: int | None = None) -> None:
+        """Reads a .weights file, whole, or one of the first `cutoff` layers only. Raises: InputError."""
+        convolutions = [pair for i, pair in self._indexed() if cutoff is None or i < cutoff]
+        self.header = read_weights(Path(path), convolutions)
+
+    def save_weights(self, path: str | Path) -> None:
+        """Writes a .weights file that Darknet reads. Raises: InputError when the disk is full."""
+        write_weights(Path(path), self.convolutions(), self.header)
+
+    def _indexed(self) -> list[tuple[int, tuple[str, ConvBN]]]:
+        indices = [i for i, layer in enumerate(self.layers) if isinstance(layer, ConvBN)]
+        return list(zip(indices, self.convolutions(), strict=True))
+
+
+def load_darknet(
+    cfg_path: str | Path, weights_path: str | Path | None = None, *, cpu_parity: bool = True
+) -> DarknetNetwork:
+    """Builds the network of a cfg, in eval mode, with the weights of a .weights file or freshly drawn ones.
+
+    Args:
+        cfg_path: the cfg.
+        weights_path: the weights; None leaves PyTorch's initial ones.
+        cpu_parity: give what Darknet's CPU program gives, incomplete pooling windows included (see `MaxPool`); False =
+            what its GPU program gives, for which public weights were trained.
+
+    Returns:
+        a module: images (B, 3, H, W) in [0, 1] -> the inputs of the [yolo] sections in file order, or the logits before
+        [softmax]; see `DarknetNetwork`.
+
+    Raises:
+        InputError: the cfg cannot be read or built (file and line), or the weights do not fit it.
+    """
+    cfg_path = Path(cfg_path)
+    try:
+        text = cfg_path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{cfg_path}: cannot be read: {error.strerror}") from error
+    network = build_darknet(text, str(cfg_path), cpu_parity=cpu_parity)
+    if weights_path is not None:
+        network.load_weights(weights_path)
+    return network
+
+
+def build_darknet(text: str, where: str, *, cpu_parity: bool = False) -> DarknetNetwork:
+    """The network of a cfg's text, in eval mode, with PyTorch's initial weights. Raises: InputError."""
+    network = DarknetNetwork(parse_cfg(text, where), text).eval()
+    for layer in network.layers:
+        if isinstance(layer, MaxPool):
+            layer.cpu_parity = cpu_parity
+    return network
