@@ -347,6 +347,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of sections (model:, data:, ...), got {type(tree).__name__}")
+    return finish_config(tree, path, overrides)
+
+
+def finish_config(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """Overrides, default run_dir and checks for the tree of an experiment that came from `path`. Raises: InputError."""
     for override in overrides:
         _apply_override(tree, override)
     if tree.get("run_dir", "") is None:

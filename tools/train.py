@@ -3,30 +3,49 @@
 Example:
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
     python tools/train.py configs/csppelee_efm.yaml --resume
+    python tools/train.py yolov4-tiny.cfg data.root=data/bccd data.train=trainval --names bccd.names
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from detector.cli import print_json, run, say
-from detector.config import load_config
+from detector.config import ExperimentConfig, finish_config, load_config
+
+
+def load_experiment(path: str, overrides: list[str], names: str | None) -> ExperimentConfig:
+    """A YAML experiment, or the recipe of a cfg."""
+    if not path.endswith(".cfg"):
+        return load_config(path, overrides)
+
+    from detector.darknet import load_darknet
+    from detector.darknet.names import find_names, read_names
+    from detector.darknet.recipe import experiment_tree
+
+    network = load_darknet(path)
+    num_classes = network.yolo_sections[0].num_classes if network.yolo_sections else 0
+    class_names = read_names(Path(names)) if names else find_names(Path(path), num_classes)
+    return finish_config(experiment_tree(network, class_names), Path(path), overrides)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("config", help="a YAML file, see configs/, or a Darknet cfg")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
     parser.add_argument("--resume", action="store_true", help="go on with the run in run_dir, or start it")
+    parser.add_argument("--weights", help="start from what fits of this file (.safetensors, or .weights for a cfg)")
+    parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
-    config = load_config(options.config, options.overrides)
+    config = load_experiment(options.config, options.overrides, options.names)
 
     from detector.engine.train import InterruptedRunError, train
     from detector.metrics.table import metrics_table
 
     try:
-        metrics = train(config, resume=options.resume, progress=True)
+        metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
     except InterruptedRunError as stop:
         say(f"{stop}: python tools/train.py {options.config} {' '.join([*options.overrides, '--resume'])}")
         return 130

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detector.darknet.cfg import Section, parse_cfg
 from detector.darknet.graph import GraphBuilder
 from detector.darknet.layers import MaxPool
-from detector.darknet.weights import WeightsHeader, read_weights, write_weights
+from detector.darknet.weights import WeightsHeader, read_weights, weights_size, write_weights
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 
@@ -83,24 +83,41 @@ class DarknetNetwork(nn.Module):
             return every
         return raw_maps if raw_maps else logits.flatten(1)
 
-    def convolutions(self) -> list[tuple[str, ConvBN]]:
-        """The layers with weights, in file order, with a name for errors."""
-        return [
-            (f"[convolutional] number {i}", layer) for i, layer in enumerate(self.layers) if isinstance(layer, ConvBN)
-        ]
+    def convolutions(self, num_layers: int | None = None) -> list[tuple[str, ConvBN]]:
+        """The layers with weights among the first `num_layers`, in file order, with a name for errors."""
+        layers = list(enumerate(self.layers))[:num_layers]
+        return [(f"layer {i} [convolutional]", layer) for i, layer in layers if isinstance(layer, ConvBN)]
 
-    def load_weights(self, path: str | Path, *, cutoff: int | None = None) -> None:
-        """Reads a .weights file, whole, or one of the first `cutoff` layers only. Raises: InputError."""
-        convolutions = [pair for i, pair in self._indexed() if cutoff is None or i < cutoff]
-        self.header = read_weights(Path(path), convolutions)
+    def load_weights(self, path: str | Path) -> None:
+        """Reads a .weights file that holds all layers. Raises: InputError."""
+        self.header = read_weights(Path(path), self.convolutions())
+
+    def load_first_layers(self, path: str | Path) -> tuple[list[str], list[str]]:
+        """Reads a .weights file that holds all layers or the first ones; returns the names of both kinds.
+
+        Raises:
+            InputError: the file does not end where a layer ends, so it is of another cfg.
+        """
+        content_size, convolutions = _size_of(Path(path)), self.convolutions()
+        for count in range(len(convolutions), 0, -1):
+            if content_size - weights_size(convolutions[:count]) in (0, -4):  # the header has 20 or 16 bytes
+                read_weights(Path(path), convolutions[:count])
+                return [name for name, _ in convolutions[:count]], [name for name, _ in convolutions[count:]]
+        raise InputError(
+            f"{path}: does not end where a layer of this cfg ends; with other classes or another cfg, take the layers "
+            "that both have in common: tools/convert.py partial"
+        )
 
     def save_weights(self, path: str | Path) -> None:
         """Writes a .weights file that Darknet reads. Raises: InputError when the disk is full."""
         write_weights(Path(path), self.convolutions(), self.header)
 
-    def _indexed(self) -> list[tuple[int, tuple[str, ConvBN]]]:
-        indices = [i for i, layer in enumerate(self.layers) if isinstance(layer, ConvBN)]
-        return list(zip(indices, self.convolutions(), strict=True))
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def load_darknet(

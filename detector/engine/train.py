@@ -25,6 +25,7 @@ from detector.data.dataset import DetectionDataset, summarize
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+from detector.engine.finetune import load_initial_weights
 from detector.engine.log import RunLog
 from detector.engine.optim import build_optimizer, learning_rate_at
 from detector.errors import InputError
@@ -63,12 +64,15 @@ class RunState:
         return self.ema.average if self.ema is not None else self.network
 
 
-def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = False) -> dict[str, Any]:
+def train(
+    config: ExperimentConfig, *, resume: bool = False, weights: str | None = None, progress: bool = False
+) -> dict[str, Any]:
     """Trains and evaluates; writes config.yaml, metrics.jsonl, last.safetensors, best.safetensors and tensorboard/.
 
     Args:
         config: with run_dir set.
         resume: go on with the run in run_dir; start it where there is none yet.
+        weights: start a new run from what fits of this file (see `load_initial_weights`).
         progress: show a bar on stderr.
 
     Returns:
@@ -85,6 +89,11 @@ def train(config: ExperimentConfig, *, resume: bool = False, progress: bool = Fa
     train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
     state = _start(config, run_dir, resume=resume)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
+    if weights is not None and state.step == 0:
+        report = load_initial_weights(state.network, weights)
+        if state.ema is not None:
+            state.ema = ExponentialMovingAverage(state.network, config.train.ema_decay)
+        log.say(f"{weights}: {report.summary()}")
     for dataset in (train_set, val_set):
         log.say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     try:

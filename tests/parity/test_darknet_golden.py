@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from detector.analysis.complexity import section_bflops
 from detector.darknet import load_darknet
+from detector.darknet.weights import write_weights
 
 DARKNET = Path(__file__).resolve().parents[3] / "shared" / "darknet"
 CFGS = sorted(DARKNET.glob("cfg/*.cfg"))
@@ -89,3 +91,70 @@ def test_darknets_own_weights_survive(name: str, tmp_path: Path) -> None:
     network = load_darknet(weights.with_suffix(".cfg"), weights)
     network.save_weights(tmp_path / "w.weights")
     assert (tmp_path / "w.weights").read_bytes() == weights.read_bytes()
+
+
+def test_detections_of_real_pictures() -> None:
+    """As `darknet detector test` prints them, from the picture files on."""
+    from detector.data.images import read_image
+    from detector.predict import Predictor
+
+    predictor = Predictor(DARKNET / "weights/yolo-fastest-1.1.cfg")
+    for entry in json.loads((DARKNET / "golden/yolo-fastest-1.1.detections.json").read_text()):
+        image = read_image(DARKNET.parent / "data/coco_val126/images" / entry["filename"])
+        height, width = image.shape[:2]
+        found = predictor.predict(image)
+        assert len(found) == len(entry["objects"]), entry["filename"]
+        for row in entry["objects"]:
+            box = row["relative_coordinates"]
+            cx, cy, w, h = (box[key] for key in ("center_x", "center_y", "width", "height"))
+            expected = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) * (width, height, width, height)
+            expected = expected.clip(0, (width, height, width, height))  # ours are clipped to the picture
+            same = found.labels == row["class_id"]
+            gaps = np.abs(found.boxes_xyxy - expected).max(axis=1) + np.where(same, 0, 1e9)
+            nearest = int(gaps.argmin())
+            assert gaps[nearest] < 3, (entry["filename"], row)
+            assert abs(found.scores[nearest] - row["confidence"]) < 0.03, (entry["filename"], row)
+
+
+def test_darknets_map_on_real_pictures() -> None:
+    from detector.data import open_dataset
+    from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+    from detector.predict import Predictor
+
+    predictor = Predictor(
+        DARKNET / "weights/yolo-fastest-1.1.cfg", score_threshold=0.001, max_detections=MAX_DETECTIONS
+    )
+    data = DARKNET.parent / "data/coco_val126/instances.json"
+    metrics = evaluate(predictor, open_dataset(data, class_names=predictor.class_names)).compute()
+    darknet = metrics["darknet"]
+    # Measured 32.79 %, 262, 392, 617: pictures are decoded and resized by other code.
+    assert darknet["map50"] == pytest.approx(0.3273, abs=0.003)
+    assert darknet["tp"] == pytest.approx(266, rel=0.02)
+    assert darknet["fp"] == pytest.approx(393, rel=0.02)
+    assert darknet["fn"] == pytest.approx(613, rel=0.02)
+    assert 0.3 < metrics["ap50"] < 0.45
+
+
+@pytest.mark.parametrize("path", CFGS, ids=lambda path: path.stem)
+def test_opencv_as_a_second_opinion(path: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = load_darknet(path, cpu_parity=False)
+    text = path.read_text(errors="replace")
+    count = len(network.layers)
+    for kind in ("yolo", "softmax"):  # OpenCV turns them into boxes and probabilities: compare what they read
+        if kind in network.kinds:
+            count, text = network.kinds.index(kind), text[: text.index(f"[{kind}]")]
+    (tmp_path / "head.cfg").write_text(text)
+    write_weights(tmp_path / "w.weights", network.convolutions(count), network.header)
+    try:
+        other = cv2.dnn.readNetFromDarknet(str(tmp_path / "head.cfg"), str(tmp_path / "w.weights"))
+        images = torch.rand(1, *network.size_chw)
+        other.setInput(images.numpy())
+        theirs = other.forward()
+    except cv2.error as error:
+        pytest.skip(f"OpenCV cannot read it: {error.err}")
+    with torch.no_grad():
+        ours = network(images)
+    ours_map = (ours[0] if isinstance(ours, list) else ours).numpy()
+    scale = max(float(np.abs(ours_map).max()), 1e-6)
+    assert np.abs(theirs.reshape(ours_map.shape) - ours_map).max() / scale < 1e-4

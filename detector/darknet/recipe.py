@@ -1,0 +1,113 @@
+"""What a cfg says about training: its [net] and [yolo] sections as an experiment.
+
+Keys that the cfg leaves out have Darknet's defaults. What Darknet does not know (workers, evaluation) has those of
+this program; every field can be overridden as for a YAML file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detector.config import DarknetModelConfig
+from detector.darknet.cfg import Section
+from detector.darknet.network import DarknetNetwork
+from detector.errors import InputError
+
+_BOX_LOSSES = {"mse", "giou", "diou", "ciou"}
+
+
+def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """The sections of an `ExperimentConfig` as a tree, data.root and run_dir still to be set.
+
+    Raises:
+        InputError: the cfg trains in a way that this program does not know; the line is named.
+    """
+    net = network.net
+    if not network.yolo_sections:
+        raise InputError(f"{net.where}: has no [yolo] section; classifiers cannot be trained from a cfg")
+    yolo = network.yolo_sections[-1].section
+    _, height, width = network.size_chw
+    model = DarknetModelConfig(network.cfg_text, class_names)
+    return {
+        "model": {"darknet_cfg": model.darknet_cfg, "class_names": list(class_names)},
+        "preprocess": {
+            "size_hw": [height, width],
+            "letterbox": bool(net.integer("letter_box", 0)),
+            "align_corners": False,  # Darknet trains on pictures that OpenCV resized
+        },
+        "data": {"root": "", "train": "train", "val": "val", "bad_labels": "clip", "synthetic": None},
+        "augment": _augment(net, yolo, max(height, width)),
+        "loss": _loss(yolo, net),
+        "train": _train(net),
+        "evaluate": {
+            "every": 1000,
+            "score_threshold": 0.001,
+            "nms_threshold": 0.45,
+            "max_detections": 100,
+            "metric": "ap50",
+        },
+        "run_dir": None,
+    }
+
+
+def _augment(net: Section, yolo: Section, long_side: int) -> dict[str, Any]:
+    multi_scale = None
+    if yolo.number("random", 0):
+        # Darknet: size * rand_scale(1.4), then up to the next multiple of 32 (train_detector)
+        low, high = (32 * (int(long_side * factor / 32) + 1) for factor in (1 / 1.4, 1.4))
+        multi_scale = {"min_size": low, "max_size": high, "every": 10}
+    return {
+        "jitter": yolo.number("jitter", 0.2),
+        "hue": net.number("hue", 0),
+        "saturation": max(net.number("saturation", 1), 1.0),
+        "exposure": max(net.number("exposure", 1), 1.0),
+        "horizontal_flip": 0.5 * net.integer("flip", 1),
+        "vertical_flip": 0.0,
+        "rotate90": 0.0,
+        "blur": 0.0,
+        "noise": 0.0,
+        "mosaic": 0.5 * min(net.integer("mosaic", 0), 1),
+        "multi_scale": multi_scale,
+    }
+
+
+def _loss(yolo: Section, net: Section) -> dict[str, Any]:
+    box = yolo.text("iou_loss", "mse")
+    if box not in _BOX_LOSSES:
+        raise yolo.error("iou_loss", f"expected one of {', '.join(sorted(_BOX_LOSSES))}")
+    return {
+        "box": box,
+        # today's default of .75 also scales mse; the program of 2019 did not
+        "box_weight": yolo.number("iou_normalizer", 1.0 if box == "mse" else 0.75),
+        "objectness_weight": yolo.number("obj_normalizer", 1),
+        "class_weight": yolo.number("cls_normalizer", 1),
+        "ignore_threshold": yolo.number("ignore_thresh", 0.5),
+        "match_threshold": yolo.number("iou_thresh", 1),
+        "label_smoothing": yolo.number("label_smooth_eps", net.number("label_smooth_eps", 0)),
+    }
+
+
+def _train(net: Section) -> dict[str, Any]:
+    policy = net.text("policy", "constant")
+    if policy not in {"steps", "constant"}:
+        raise net.error("policy", "detectors train with policy=steps or constant here")
+    return {
+        "seed": 0,
+        "max_steps": net.integer("max_batches", 500_000, minimum=1, maximum=1 << 31),
+        "batch_size": net.integer("batch", 64, minimum=1),
+        "subdivisions": net.integer("subdivisions", 1, minimum=1),
+        "learning_rate": net.number("learning_rate", 0.001),
+        "burn_in": net.integer("burn_in", 0, maximum=1 << 31),
+        "policy": "steps",
+        "steps": [int(step) for step in net.numbers("steps")] if policy == "steps" else [],
+        "scales": net.numbers("scales") if policy == "steps" else [],
+        "final_scale": 0.0,
+        "momentum": net.number("momentum", 0.9),
+        "nesterov": False,
+        "weight_decay": net.number("decay", 0.0001),
+        "ema_decay": 0.0,
+        "precision": "auto",
+        "num_workers": 1,
+        "log_every": 10,
+        "save_every": 100,
+    }

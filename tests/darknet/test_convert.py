@@ -1,0 +1,199 @@
+"""To Darknet and back, and training from a cfg."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detector.convert as module
+from detector.checkpoint import load_checkpoint
+from detector.config import finish_config, load_config
+from detector.convert import from_darknet, partial, to_darknet
+from detector.darknet import load_darknet
+from detector.darknet.export import export_detector
+from detector.darknet.recipe import experiment_tree
+from detector.engine.finetune import load_initial_weights
+from detector.engine.train import train
+from detector.errors import InputError
+from detector.models import build_detector
+from detector.predict import Predictor, load_detector
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "attention", "letterbox"),
+    [("csppeleenet", "sam", False), ("csppeleenet", "none", True), ("cspdarknet53", "sam", False)],
+)
+def test_an_exported_detector_gives_the_same_maps(backbone: str, attention: str, letterbox: bool) -> None:
+    config = load_config(ROOT / "configs/tiny.yaml")
+    gamma = 0.5 if backbone == "csppeleenet" else None
+    model = replace(config.model, backbone=backbone, gamma=gamma, attention=attention)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = build_detector(model)  # type: ignore[arg-type]
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, 64, 64))  # statistics of its own
+        exported = export_detector(network, model, replace(config.preprocess, letterbox=letterbox))  # type: ignore[arg-type]
+        images = torch.rand(1, 3, 96, 96)
+        for ours, theirs in zip(network.eval()(images), exported(images), strict=True):
+            assert (ours - theirs).abs().max() < 1e-5 * ours.abs().max().clamp(min=1)
+    assert exported.strides == (8, 16, 32)
+    assert ("letter_box=1" in exported.cfg_text) == letterbox
+
+
+def test_round_trip_of_files(trained_run: Path, tmp_path: Path) -> None:
+    report = to_darknet(str(trained_run), tmp_path / "tiny.cfg")
+    assert report["largest_difference"] < 1e-5
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)  # of the network's size: no resizing
+    original = Predictor(trained_run / "best.safetensors", score_threshold=0.001)
+    exported = Predictor(tmp_path / "tiny.cfg", score_threshold=0.001)
+    assert exported.class_names == original.class_names
+    first, second = original.predict(image), exported.predict(image)
+    assert len(first) == len(second) > 0
+    assert first.boxes_xyxy == pytest.approx(second.boxes_xyxy, abs=0.01)
+    back = from_darknet(str(tmp_path / "tiny.cfg"), str(tmp_path / "tiny.weights"), tmp_path / "back.safetensors")
+    assert back["largest_difference"] == 0
+    third = Predictor(tmp_path / "back.safetensors", score_threshold=0.001).predict(image)
+    assert third.boxes_xyxy.tolist() == second.boxes_xyxy.tolist()
+
+
+def test_a_conversion_that_disagrees_is_refused(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = module.export_detector
+
+    def broken(*arguments: object) -> object:
+        network = original(*arguments)  # type: ignore[arg-type]
+        with torch.no_grad():
+            network.convolutions()[0][1].conv.weight.mul_(1.5)
+        return network
+
+    monkeypatch.setattr(module, "export_detector", broken)
+    with pytest.raises(InputError, match="refused, the raw maps differ by"):
+        to_darknet(str(trained_run), tmp_path / "tiny.cfg")
+    assert list(tmp_path.iterdir()) == [], "something was left behind"
+    with pytest.raises(InputError, match=r"ends in .cfg"):
+        to_darknet(str(trained_run), tmp_path / "tiny.txt")
+
+
+def test_opencv_reads_what_we_export(tmp_path: Path) -> None:
+    """A second program on an exported network (without Maxout and SAM, which OpenCV does not know)."""
+    cfg = """[net]
+width=64
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+[convolutional]
+filters=14
+size=1
+stride=1
+pad=1
+activation=linear
+"""
+    (tmp_path / "x.cfg").write_text(cfg)
+    network = load_darknet(tmp_path / "x.cfg")
+    network.save_weights(tmp_path / "x.weights")
+    other = cv2.dnn.readNetFromDarknet(str(tmp_path / "x.cfg"), str(tmp_path / "x.weights"))
+    images = torch.rand(1, 3, 64, 64)
+    other.setInput(images.numpy())
+    with torch.no_grad():
+        assert np.abs(other.forward() - network(images, all_layers=True)[-1].numpy()).max() < 1e-5
+
+
+TRAIN_CFG = """[net]
+width=64
+height=64
+channels=3
+batch=4
+subdivisions=2
+max_batches=3
+learning_rate=0.001
+burn_in=2
+policy=steps
+steps=2
+scales=.1
+saturation=1.5
+hue=.1
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=8
+pad=1
+activation=leaky
+[convolutional]
+filters=24
+size=1
+stride=1
+pad=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=8,8, 16,16, 32,32
+classes=3
+num=3
+jitter=.2
+random=1
+ignore_thresh=.6
+iou_loss=ciou
+iou_normalizer=.07
+"""
+
+
+def test_training_from_a_cfg(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.cfg").write_text(TRAIN_CFG)
+    network = load_darknet(tmp_path / "x.cfg")
+    tree = experiment_tree(network, ("circle", "square", "triangle"))
+    overrides = [f"data.root={tiny_data}", f"run_dir={tmp_path / 'run'}", "train.num_workers=0"]
+    config = finish_config(tree, tmp_path / "x.cfg", overrides)
+    assert (config.loss.box, config.loss.box_weight, config.loss.ignore_threshold) == ("ciou", 0.07, 0.6)
+    assert (config.train.max_steps, config.train.batch_size, config.train.steps) == (3, 4, (2,))
+    assert config.augment.multi_scale is not None
+    assert (config.augment.multi_scale.min_size, config.augment.multi_scale.max_size) == (64, 96)
+    network.save_weights(tmp_path / "start.weights")
+    metrics = train(config, weights=str(tmp_path / "start.weights"))
+    assert "ap50" in metrics
+    loaded = load_detector(tmp_path / "run" / "best.safetensors")
+    assert loaded.model.class_names == ("circle", "square", "triangle")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").info["step"] == 3
+
+
+def test_fine_tuning_reports_what_was_filled(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.cfg").write_text(TRAIN_CFG)
+    network = load_darknet(tmp_path / "x.cfg")
+    network.save_weights(tmp_path / "all.weights")
+    report = partial(str(tmp_path / "x.cfg"), str(tmp_path / "all.weights"), tmp_path / "first.1", num_layers=1)
+    assert report["convolutions"] == 1
+    other = load_darknet(tmp_path / "x.cfg")
+    filled = load_initial_weights(other, tmp_path / "first.1")
+    assert filled.summary() == "1 of 2 filled; fresh: layer 1 [convolutional]"
+    assert torch.equal(other.convolutions()[0][1].conv.weight, network.convolutions()[0][1].conv.weight)
+    (tmp_path / "odd").write_bytes((tmp_path / "all.weights").read_bytes()[:-4])
+    with pytest.raises(InputError, match="does not end where a layer of this cfg ends"):
+        load_initial_weights(other, tmp_path / "odd")
+    native = load_config(ROOT / "configs/tiny.yaml").model
+    bigger = build_detector(replace(native, class_names=("a", "b")))  # type: ignore[arg-type]
+    matched = load_initial_weights(bigger, trained_run / "best.safetensors")
+    assert sorted(matched.fresh) == [f"head.predict.{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
+    with pytest.raises(InputError, match="needs a model from a Darknet cfg"):
+        load_initial_weights(bigger, tmp_path / "all.weights")
+
+
+def test_convert_tool(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import runpy
+
+    main = runpy.run_path(str(ROOT / "tools/convert.py"))["main"]
+    main(["--json", "to-darknet", str(trained_run), str(tmp_path / "t.cfg")])
+    assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-5

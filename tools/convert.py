@@ -1,0 +1,50 @@
+"""Converts detectors between this program and Darknet, and proves each conversion before it is kept.
+
+Examples:
+    python tools/convert.py to-darknet weights/mine/best.safetensors mine.cfg
+    python tools/convert.py from-darknet yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.safetensors
+    python tools/convert.py partial yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.conv.29 --layers 29
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detector.cli import print_json, run
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
+    commands = parser.add_subparsers(dest="command", required=True)
+    out = commands.add_parser("to-darknet", help="our weights -> OUT.cfg, OUT.weights, OUT.names")
+    out.add_argument("weights", help="our weights file or run folder")
+    out.add_argument("out", type=Path, help="the cfg to write; .weights and .names go beside it")
+    back = commands.add_parser("from-darknet", help="Darknet cfg and weights -> our weights file")
+    part = commands.add_parser("partial", help="the first layers of a weights file, to start a training from")
+    for command in (back, part):
+        command.add_argument("cfg")
+        command.add_argument("weights")
+        command.add_argument("out", type=Path)
+    back.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
+    part.add_argument("--layers", type=int, required=True, help="how many sections after [net]")
+    options = parser.parse_args(arguments)
+
+    from detector.convert import from_darknet, partial, to_darknet
+
+    if options.command == "to-darknet":
+        report = to_darknet(options.weights, options.out)
+    elif options.command == "from-darknet":
+        report = from_darknet(options.cfg, options.weights, options.out, names=options.names)
+    else:
+        report = partial(options.cfg, options.weights, options.out, num_layers=options.layers)
+    if options.json:
+        print_json(report)
+    else:
+        print("; ".join(f"{key}: {value}" for key, value in report.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
