@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.anchors import (
@@ -42,6 +42,7 @@ def test_scale_xy_reaches_beyond_the_cell() -> None:
     assert ((box[:2] + box[2:]) / 2).tolist() == pytest.approx([11, -1], abs=1e-4)
 
 
+@settings(deadline=None)
 @given(
     offset=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)),
     size=st.tuples(st.floats(1, 400), st.floats(1, 400)),

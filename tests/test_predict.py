@@ -93,12 +93,12 @@ def test_what_is_no_picture_is_refused(image: object) -> None:
 
 def test_find_model(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = trained_run / "best.safetensors"
-    assert find_model(str(trained_run), None)[0] == best
-    assert find_model(None, str(best))[0] == best
-    assert find_model(str(trained_run / "config.yaml"), None)[0] == best
+    assert find_model(str(trained_run), None).path == best
+    assert find_model(None, str(best)).path == best
+    assert find_model(str(trained_run / "config.yaml"), None).path == best
     with pytest.raises(InputError, match="holds no weights yet"):
         find_model(str(tmp_path), None)
     monkeypatch.chdir(trained_run.parent.parent)
     (trained_run.parent.parent / "weights").unlink(missing_ok=True)
     (trained_run.parent.parent / "weights").symlink_to(trained_run.parent)
-    assert find_model(None, None)[0].resolve() == best.resolve()
+    assert find_model(None, None).path.resolve() == best.resolve()

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from detector.darknet.cfg import Section, parse_cfg
 from detector.darknet.graph import GraphBuilder
 from detector.darknet.layers import MaxPool
-from detector.darknet.weights import WeightsHeader, read_weights, weights_size, write_weights
+from detector.darknet.weights import (
+    HEADER_BYTES,
+    WeightsHeader,
+    payload_size,
+    read_weights,
+    weights_size,
+    write_weights,
+)
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 
@@ -98,9 +105,9 @@ class DarknetNetwork(nn.Module):
         Raises:
             InputError: the file does not end where a layer ends, so it is of another cfg.
         """
-        content_size, convolutions = _size_of(Path(path)), self.convolutions()
+        payload, convolutions = payload_size(Path(path)), self.convolutions()
         for count in range(len(convolutions), 0, -1):
-            if content_size - weights_size(convolutions[:count]) in (0, -4):  # the header has 20 or 16 bytes
+            if payload == weights_size(convolutions[:count]) - HEADER_BYTES:
                 read_weights(Path(path), convolutions[:count])
                 return [name for name, _ in convolutions[:count]], [name for name, _ in convolutions[count:]]
         raise InputError(
@@ -111,13 +118,6 @@ class DarknetNetwork(nn.Module):
     def save_weights(self, path: str | Path) -> None:
         """Writes a .weights file that Darknet reads. Raises: InputError when the disk is full."""
         write_weights(Path(path), self.convolutions(), self.header)
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def load_darknet(

@@ -19,6 +19,9 @@ from detector.checkpoint import write_atomically
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 
+HEADER_BYTES = 20
+"""From version 0.2 on; 16 before."""
+
 
 @dataclass(frozen=True)
 class WeightsHeader:
@@ -94,7 +97,17 @@ def write_weights(path: Path, convolutions: list[tuple[str, ConvBN]], header: We
 
 def weights_size(convolutions: list[tuple[str, ConvBN]]) -> int:
     """Bytes of a version 0.2 file: how to tell a whole download from a broken one."""
-    return 20 + 4 * sum(tensor.numel() for _, layer in convolutions for tensor in _tensors(layer))
+    return HEADER_BYTES + 4 * sum(tensor.numel() for _, layer in convolutions for tensor in _tensors(layer))
+
+
+def payload_size(path: Path) -> int:
+    """Bytes behind the header of a weights file. Raises: InputError."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(HEADER_BYTES)
+        return path.stat().st_size - read_header(start, str(path))[1]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _bytes(tensor: Tensor) -> bytes:
