@@ -1,42 +1,74 @@
 """Prints what a network costs, layer by layer, counted as the CSPNet paper counts.
 
-Example:
+Examples:
     python tools/analyze.py configs/csppelee_efm.yaml --size 416
+    python tools/analyze.py yolov4-tiny.cfg
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from detector.cli import print_json, run
 from detector.config import load_config
 from detector.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a config")
+    parser.add_argument("model", help="a config or a Darknet cfg")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the config's)")
     parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
     parser.add_argument("--json", action="store_true", help="totals and layers as JSON on stdout")
     options = parser.parse_args(arguments)
-    config = load_config(options.model)
-    size_hw = tuple(options.size * 2)[:2] if options.size else config.preprocess.size_hw
-    if len(options.size or []) > 2 or any(side < 32 or side % 32 for side in size_hw):
-        raise InputError(f"--size: expected one or two multiples of 32, got {options.size}")
+    sides = options.size or []
+    if len(sides) > 2 or any(side < 32 or side % 32 for side in sides):
+        raise InputError(f"--size: expected one or two multiples of 32, got {sides}")
+    network, own_size, weights_bytes = build(options.model, options.classifier)
+    size_hw = (sides[0], sides[-1]) if sides else own_size
 
     from detector.analysis.complexity import complexity_table, measure_complexity, total_complexity
-    from detector.models import build_classifier, build_detector
 
-    network = build_classifier(config.model, options.classifier) if options.classifier else build_detector(config.model)
-    costs = measure_complexity(network, (size_hw[0], size_hw[1]))
+    costs = measure_complexity(network, size_hw)
     totals = total_complexity(network, costs)
     if options.json:
-        print_json({"totals": asdict(totals), "layers": [asdict(cost) for cost in costs]})
+        report = {
+            "totals": {**asdict(totals), "weights_bytes": weights_bytes},
+            "layers": [asdict(cost) for cost in costs],
+        }
+        print_json(report)
     else:
         print(complexity_table(costs, totals))
+        if weights_bytes is not None:
+            print(f"its .weights file has {weights_bytes:,} bytes (4 less when older than version 0.2)")
     return 0
+
+
+def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, int], int | None]:
+    """The network, its own input size, and the size of its weights file where it is a cfg's."""
+    if model.endswith(".cfg"):
+        from detector.darknet import load_darknet
+        from detector.darknet.weights import weights_size
+
+        darknet = load_darknet(model)
+        _, height, width = darknet.size_chw
+        return darknet, (height, width), weights_size(darknet.convolutions())
+
+    from detector.build import build_network
+    from detector.config import ModelConfig
+    from detector.models import build_classifier
+
+    config = load_config(model)
+    if num_classes is None:
+        return build_network(config.model), config.preprocess.size_hw, None
+    if not isinstance(config.model, ModelConfig):
+        raise InputError("--classifier: needs a config with a backbone, this one holds a Darknet cfg")
+    return build_classifier(config.model, num_classes), config.preprocess.size_hw, None
 
 
 if __name__ == "__main__":
