@@ -17,9 +17,11 @@ from detector.config import ModelConfig, PreprocessConfig
 from detector.darknet.cfg import format_cfg
 from detector.darknet.network import DarknetNetwork, build_darknet
 from detector.errors import InputError
+from detector.models.classifier import Classifier
 from detector.models.csp import CrossStagePartial
 from detector.models.cspdarknet import CSPDarknet53, ResidualBlock
 from detector.models.csppeleenet import CSPPeleeNet, Stem, TwoWayDenseLayer
+from detector.models.cspresnet import BottleneckBlock, CSPResNet
 from detector.models.detector import Detector
 from detector.models.efm import ExactFusionModel
 from detector.models.layers import ConvBN, Maxout, SpatialAttention
@@ -84,6 +86,9 @@ class CfgWriter:
         if isinstance(module, ResidualBlock):
             self.module(module.body, layer)
             return self.section("shortcut", **{"from": layer}, activation="linear")
+        if isinstance(module, BottleneckBlock):
+            self.module(module.body, layer)
+            return self.section("shortcut", **{"from": layer}, activation=_ACTIVATION_NAMES[type(module.activation)])
         self.go_to(layer)
         if isinstance(module, ConvBN):
             return self.conv(module.conv, module.norm, _ACTIVATION_NAMES[type(module.activation)])
@@ -147,6 +152,26 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
     return exported
 
 
+def copy_classifier_weights(source: DarknetNetwork, classifier: Classifier) -> None:
+    """Fills one of our classifiers with the weights of its official cfg (csdarknet53, csresnet50, csresnext50).
+
+    The order in which we would write the classifier is the order of the cfg: that is the whole name map.
+
+    Raises:
+        InputError: a classifier of another kind; nothing is changed.
+    """
+    writer = CfgWriter()
+    _backbone(writer, classifier.backbone)
+    writer.conv(classifier.predict, nn.Identity(), "linear")
+    convolutions = source.convolutions()
+    shapes = [tuple(conv.weight.shape) for conv, _ in writer.sources]
+    if shapes != [tuple(layer.conv.weight.shape) for _, layer in convolutions]:
+        raise InputError(f"{source.net.where}: its convolutions are not those of this classifier")
+    for (conv, norm), (_, layer) in zip(writer.sources, convolutions, strict=True):
+        conv.load_state_dict(layer.conv.state_dict())
+        norm.load_state_dict(layer.norm.state_dict())
+
+
 def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
     """C2 to C5."""
     if isinstance(backbone, CSPPeleeNet):
@@ -156,12 +181,12 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
             layer = writer.module(transition, fused)
             maps.append(fused)
         return [*maps[:3], layer]
-    if isinstance(backbone, CSPDarknet53):
+    if isinstance(backbone, (CSPDarknet53, CSPResNet)):
         layer, maps = writer.module(backbone.stem, -1), []
         for stage in backbone.stages:
             layer = writer.module(stage, layer)
             maps.append(layer)
-        return maps[1:]
+        return maps[-4:]
     raise InputError(f"to-darknet: does not know {type(backbone).__name__}")
 
 

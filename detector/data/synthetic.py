@@ -72,7 +72,7 @@ def draw_shapes(background: Image, shapes: list[Shape]) -> tuple[Image, Floats, 
 
 
 def random_shapes(size_hw: tuple[int, int], rng: np.random.Generator) -> list[Shape]:
-    """One to seven shapes with radii from 4 % to 22 % of the shorter side."""
+    """One to seven shapes with radii from 7 % to 24 % of the shorter side."""
     height, width = size_hw
     shortest = min(size_hw)
     shapes = []
@@ -81,7 +81,7 @@ def random_shapes(size_hw: tuple[int, int], rng: np.random.Generator) -> list[Sh
             Shape(
                 label=int(rng.integers(len(CLASS_NAMES))),
                 centre_xy=(float(rng.uniform(0, width)), float(rng.uniform(0, height))),
-                radius=float(shortest * np.exp(rng.uniform(np.log(0.04), np.log(0.22)))),
+                radius=float(shortest * np.exp(rng.uniform(np.log(0.07), np.log(0.24)))),
                 angle=float(rng.uniform(0, 2 * np.pi)),
                 color=tuple(int(value) for value in rng.integers(0, 256, 3)),  # type: ignore[arg-type]
             )

@@ -9,12 +9,13 @@ from detector.errors import InputError
 from detector.models.classifier import Classifier
 from detector.models.cspdarknet import CSPDarknet53
 from detector.models.csppeleenet import CSPPeleeNet
+from detector.models.cspresnet import CSPResNet, cspresnet50, cspresnext50
 from detector.models.detector import Detector
 from detector.models.efm import ExactFusionModel
 from detector.models.layers import init_weights
 from detector.models.yolo_head import YoloHead
 
-Backbone = CSPPeleeNet | CSPDarknet53
+Backbone = CSPPeleeNet | CSPDarknet53 | CSPResNet
 Neck = ExactFusionModel
 
 
@@ -24,10 +25,24 @@ def _csppeleenet(config: ModelConfig) -> CSPPeleeNet:
     return CSPPeleeNet(gamma=config.gamma, activation=config.activation)
 
 
-def _cspdarknet53(config: ModelConfig) -> CSPDarknet53:
+def _without_gamma(config: ModelConfig) -> None:
     if config.gamma is not None:
-        raise InputError(f"model.gamma: cspdarknet53 has no gamma; expected null, got {config.gamma}")
+        raise InputError(f"model.gamma: {config.backbone} has no gamma; expected null, got {config.gamma}")
+
+
+def _cspdarknet53(config: ModelConfig) -> CSPDarknet53:
+    _without_gamma(config)
     return CSPDarknet53(activation=config.activation)
+
+
+def _cspresnet50(config: ModelConfig) -> CSPResNet:
+    _without_gamma(config)
+    return cspresnet50(activation=config.activation)
+
+
+def _cspresnext50(config: ModelConfig) -> CSPResNet:
+    _without_gamma(config)
+    return cspresnext50(activation=config.activation)
 
 
 def _efm(config: ModelConfig, backbone: Backbone) -> ExactFusionModel:
@@ -42,6 +57,8 @@ def _efm(config: ModelConfig, backbone: Backbone) -> ExactFusionModel:
 BACKBONES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "csppeleenet": _csppeleenet,
     "cspdarknet53": _cspdarknet53,
+    "cspresnet50": _cspresnet50,
+    "cspresnext50": _cspresnext50,
 }
 NECKS: dict[str, Callable[[ModelConfig, Backbone], Neck]] = {"efm": _efm}
 

@@ -29,7 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("backbone", "attention", "letterbox"),
-    [("csppeleenet", "sam", False), ("csppeleenet", "none", True), ("cspdarknet53", "sam", False)],
+    [
+        ("csppeleenet", "sam", False),
+        ("csppeleenet", "none", True),
+        ("cspdarknet53", "sam", False),
+        ("cspresnext50", "none", False),
+    ],
 )
 def test_an_exported_detector_gives_the_same_maps(backbone: str, attention: str, letterbox: bool) -> None:
     config = load_config(ROOT / "configs/tiny.yaml")

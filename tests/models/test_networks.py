@@ -24,6 +24,8 @@ DARKNET = load_config(ROOT / "configs/cspdarknet53_efm.yaml").model
         (replace(PELEE, gamma=0.25), 224, "3.15", "0.986", "Table 1, gamma .25 (published: cost only)"),
         (replace(PELEE, gamma=0.75), 224, "2.56", "0.800", "Table 1, gamma .75 (published: cost only)"),
         (DARKNET, 256, "27.61", "13.067", "the authors' README, CSPDarknet53"),
+        (replace(DARKNET, backbone="cspresnet50"), 256, "21.57", "8.968", "the authors' README, CSPResNet50"),
+        (replace(DARKNET, backbone="cspresnext50"), 256, "20.50", "7.930", "Table 3, CSPResNeXt-50"),
     ],
 )
 def test_classifiers(config: ModelConfig, size: int, params_m: str, bflops: str, source: str) -> None:
@@ -74,7 +76,7 @@ def test_head_starts_at_the_prior() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, cspdarknet53, got 'vgg'"),
+        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, cspdarknet53, .*got 'vgg'"),
         ({"neck": "fpn"}, "model.neck: expected one of efm"),
         ({"gamma": None}, "model.gamma: csppeleenet needs"),
         ({"backbone": "cspdarknet53"}, "has no gamma"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,8 +15,12 @@ import pytest
 import torch
 
 from detector.analysis.complexity import section_bflops
+from detector.config import load_config
 from detector.darknet import load_darknet
+from detector.darknet.export import copy_classifier_weights
 from detector.darknet.weights import write_weights
+from detector.errors import InputError
+from detector.models import build_classifier
 
 DARKNET = Path(__file__).resolve().parents[3] / "shared" / "darknet"
 CFGS = sorted(DARKNET.glob("cfg/*.cfg"))
@@ -159,3 +167,57 @@ def test_opencv_as_a_second_opinion(path: Path, tmp_path: Path) -> None:
     ours_map = (ours[0] if isinstance(ours, list) else ours).numpy()
     scale = max(float(np.abs(ours_map).max()), 1e-6)
     assert np.abs(theirs.reshape(ours_map.shape) - ours_map).max() / scale < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("backbone", "cfg"),
+    [("cspdarknet53", "csdarknet53"), ("cspresnet50", "csresnet50"), ("cspresnext50", "csresnext50")],
+)
+def test_native_classifiers_equal_the_official_cfg(backbone: str, cfg: str) -> None:
+    config = load_config(Path(__file__).resolve().parents[2] / "configs/cspdarknet53_efm.yaml")
+    classifier = build_classifier(replace(config.model, backbone=backbone), 1000).eval()  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = load_darknet(DARKNET / f"cfg/{cfg}.cfg")
+    for name, buffer in network.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.8, 1.2)
+    copy_classifier_weights(network, classifier)
+    images = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        expected, found = network(images), classifier(images)
+    assert expected.shape == (2, 1000)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    other = build_classifier(replace(config.model, backbone="csppeleenet", gamma=0.5), 1000)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="are not those of this classifier"):
+        copy_classifier_weights(network, other)
+
+
+@pytest.mark.skipif(shutil.which("darknet") is None, reason="Debian's darknet program is not installed")
+def test_the_darknet_program_classifies_alike(tmp_path: Path) -> None:
+    """The older program of 2018: the same five best classes and probabilities, to the printed digit."""
+    weights = DARKNET / "golden/dev_classifier.weights"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels[..., ::-1])
+    (tmp_path / "names").write_text("".join(f"class{index}\n" for index in range(10)))
+    (tmp_path / "x.data").write_text(f"classes=10\nlabels={tmp_path}/names\nnames={tmp_path}/names\ntop=5\n")
+    command = [
+        "darknet",
+        "classifier",
+        "predict",
+        str(tmp_path / "x.data"),
+        str(weights.with_suffix(".cfg")),
+        str(weights),
+    ]
+    result = subprocess.run(
+        [*command, str(tmp_path / "a.png")], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    theirs = {name: float(share) for share, name in re.findall(r"([\d.]+)%: (class\d+)", result.stdout)}
+    assert len(theirs) == 5, result.stdout + result.stderr
+    network = load_darknet(weights.with_suffix(".cfg"), weights)
+    with torch.no_grad():
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        ours = network(images, all_layers=True)[-1][0] * 100
+    for name, share in theirs.items():
+        assert float(ours[int(name.removeprefix("class"))]) == pytest.approx(share, abs=0.006), theirs
