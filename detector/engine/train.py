@@ -191,7 +191,7 @@ def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
     if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
         raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
     return YoloLoss(
-        anchors_wh=torch.stack(list(decoder.anchors_wh)),
+        anchors_wh=torch.stack(list(decoder.anchors_wh)).to(next(network.parameters()).device),
         strides=decoder.strides,
         num_classes=config.model.num_classes,
         scale_xy=decoder.scale_xy,
@@ -206,8 +206,10 @@ def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
 
 
 def use_bf16(precision: str) -> bool:
-    """Whether to compute in bfloat16; `auto` asks the processor."""
+    """Whether to compute in bfloat16; `auto` asks the processor, or the GPU where there is one."""
     if precision == "auto":
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported())
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
     return precision == "bf16"
 
@@ -301,7 +303,8 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
 def _start(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
     """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
     torch.manual_seed(config.train.seed)
-    network = build_network(config.model).to(memory_format=torch.channels_last)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CUDA path has not been run yet
+    network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
     network.train()
     ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
     state = RunState(network, build_optimizer(network, config.train), ema)
