@@ -2,7 +2,7 @@
 
 A weights file holds `model.*` tensors and everything needed to use them: model and preprocess sections of the config,
 class names among them. A training state is a weights file that also holds `ema.*` (averaged weights, which readers
-prefer), `momentum.*` (the optimiser) and a `state` record.
+prefer), `momentum.*` (the optimiser) and, in its `info`, the step.
 """
 
 from __future__ import annotations

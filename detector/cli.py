@@ -27,6 +27,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"{where}{error.strerror or error}", 2, error)
     except ImportError as error:
         code = _fail(_explain_import(error), 2, error)
     except Exception as error:

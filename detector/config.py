@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from detector.errors import InputError
+from detector.errors import InputError, read_text
 
 _T = TypeVar("_T")
 Count = Annotated[int, Field(ge=1)]
@@ -292,7 +292,7 @@ class EvaluateConfig(_Strict):
     every: Natural
     score_threshold: Fraction
     nms_threshold: Fraction
-    max_detections: Count
+    max_detections: Annotated[int, Field(ge=1, le=100)]
     metric: Literal["ap", "ap50"]
 
 
@@ -344,7 +344,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such config; the experiments that come with the project are in configs/")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    tree = _parse_yaml(read_text(path), str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of sections (model:, data:, ...), got {type(tree).__name__}")
     return finish_config(tree, path, overrides)
@@ -381,7 +381,7 @@ def parse_preprocess_config(tree: dict[str, Any], where: str) -> PreprocessConfi
 
 def read_yaml(path: Path) -> Any:
     """Any other YAML file (a data set's data.yaml). Raises: InputError."""
-    return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return _parse_yaml(read_text(path), str(path))
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def partial(cfg: str, weights: str, out: Path, *, num_layers: int) -> dict[str, 
     if not 0 < num_layers <= len(network.layers):
         raise InputError(f"--layers: expected 1 to {len(network.layers)}, got {num_layers}")
     kept = network.convolutions(num_layers)
-    write_weights(out, kept, network.header)
+    write_weights(out, kept, replace(network.header, seen=0))  # a training starts from it
     return {"written": str(out), "convolutions": len(kept), "bytes": out.stat().st_size}
 
 

@@ -1,4 +1,6 @@
-"""The one exception that a user may meet."""
+"""The one exception that a user may meet, and text files, which raise it when they are none."""
+
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -6,3 +8,13 @@ class InputError(Exception):
 
     The tools print it and exit with code 2; a program that uses the library can catch it.
     """
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file. Raises: InputError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text (byte {error.start}); save it as UTF-8") from error

@@ -16,13 +16,15 @@ from detector.cli import print_json, run
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
+    parser.epilog = "Each command takes --json and --help."
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("to-darknet", help="our weights -> OUT.cfg, OUT.weights, OUT.names")
     out.add_argument("weights", help="our weights file or run folder")
     out.add_argument("out", type=Path, help="the cfg to write; .weights and .names go beside it")
     back = commands.add_parser("from-darknet", help="Darknet cfg and weights -> our weights file")
     part = commands.add_parser("partial", help="the first layers of a weights file, to start a training from")
+    for command in (out, back, part):
+        command.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     for command in (back, part):
         command.add_argument("cfg")
         command.add_argument("weights")

@@ -47,11 +47,19 @@ def main(arguments: list[str]) -> int:
         loaded.network, loaded.model, loaded.preprocess, score_threshold=options.score_threshold
     )
     source = open_source(options.video or options.image)
-    sinks: list[Sink] = [WindowSink()] if options.show else []
+    wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed
+    sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []
     if options.save:
+        named = Path(options.video or options.image)
+        if named.exists() and options.save.exists() and named.samefile(options.save):
+            raise InputError(f"--save {options.save}: is the source itself; name another place")
         if source.fps is not None:
             sinks.append(VideoSink(options.save, source.fps))
         else:
+            if options.save.suffix.lower() in {".mp4", ".avi", ".mkv"}:
+                raise InputError(
+                    f"--save {options.save}: pictures are saved into a folder, or a .jpg with a grid of them"
+                )
             one_file = options.save.suffix.lower() in IMAGE_SUFFIXES
             sinks.append(PictureSink(options.save) if one_file else FolderSink(options.save))
 

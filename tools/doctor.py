@@ -13,7 +13,8 @@ import argparse
 from dataclasses import asdict
 
 from detector.cli import print_json, run
-from detector.config import load_config
+from detector.config import ModelConfig, load_config
+from detector.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
@@ -30,11 +31,13 @@ def main(arguments: list[str]) -> int:
     from detector.data.doctor import COCO_ANCHORS, examine, report_text
 
     config = load_config(options.config) if options.config else None
+    if config is not None and not isinstance(config.model, ModelConfig):
+        raise InputError(f"{options.config}: holds a Darknet model; give a config with model.anchors")
     report = examine(
         options.data,
         images_dir=options.images,
         size_hw=config.preprocess.size_hw if config else (416, 416),
-        anchors=config.model.anchors if config else COCO_ANCHORS,
+        anchors=config.model.anchors if config and isinstance(config.model, ModelConfig) else COCO_ANCHORS,
         read_pictures=not options.quick,
     )
     if options.json:

@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print_json({"name": options.name, "root": str(root)})
     else:
-        print(f"{options.name} is in {root}; tools/doctor.py examines it")
+        inner = " (data.root is one of its VOCdevkit/VOC* folders)" if options.name == "voc" else ""
+        print(f"{options.name} is in {root}{inner}; tools/doctor.py examines it")
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
 
     from detector.config import parse_experiment_text
     from detector.data import open_dataset
+    from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, MAX_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
     from detector.metrics.table import metrics_table
@@ -57,6 +59,7 @@ def main(arguments: list[str]) -> int:
     say(f"weights {loaded.path} (step {loaded.info.get('step', '?')}), data {data}{f' ({split})' if split else ''}")
     policy = config.data.bad_labels if config else "clip"
     dataset = open_dataset(data, split, images_dir=options.images, class_names=predictor.class_names, policy=policy)
+    say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
     out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("eval"))
     if options.submit:
@@ -66,6 +69,7 @@ def main(arguments: list[str]) -> int:
     metrics: dict[str, Any] = evaluate_with_plots(
         predictor, dataset, out_dir, coco_detections=coco_detections, progress=True
     )
+    metrics["problems"] = dict(Counter(problem.rule for problem in dataset.problems))
     if options.json == "-":
         print_json(metrics)
     else:

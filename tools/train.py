@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from detector.cli import print_json, run, say
@@ -47,13 +48,16 @@ def main(arguments: list[str]) -> int:
     try:
         metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
     except InterruptedRunError as stop:
-        say(f"{stop}: python tools/train.py {options.config} {' '.join([*options.overrides, '--resume'])}")
+        names = ["--names", options.names] if options.names else []
+        command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
+        say(f"{stop}: {shlex.join(command)}")
         return 130
     if options.json:
         print_json({**metrics, "run_dir": config.run_dir})
     else:
         print(metrics_table(metrics))
-        print(f"{metrics['images_per_second']:.1f} images/s; weights in {config.run_dir}")
+        speed = metrics["images_per_second"]
+        print(f"{f'{speed:.1f} images/s; ' if speed else ''}weights in {config.run_dir}")
     return 0
 
 

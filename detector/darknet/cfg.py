@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from detector.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 MAX_DIMENSION = 1 << 16
 """No sensible cfg has a larger number of channels, pixels or filters; a typing error does not cost the memory."""
 
@@ -104,6 +106,9 @@ def parse_cfg(text: str, where: str) -> list[Section]:
             raise InputError(f"{where}, line {number}: expected key=value, got {line[:60]!r}")
         if not sections:
             raise InputError(f"{where}, line {number}: {key.strip()} stands before the first [section]")
+        if key.strip() in sections[-1].options:  # Darknet takes the first one (`option_find`)
+            _LOG.warning("%s, line %d: [%s] %s stands twice, the first counts", where, number, sections[-1].name, key)
+            continue
         sections[-1].options[key.strip()] = (value.strip(), number)
     if not sections or sections[0].name not in {"net", "network"}:
         raise InputError(f"{where}: is no Darknet cfg: it does not start with [net]")

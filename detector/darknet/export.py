@@ -145,6 +145,21 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
     net: dict[str, object] = {"batch": 1, "subdivisions": 1, "width": width, "height": height, "channels": 3}
     if preprocess.letterbox:
         net["letter_box"] = 1
+    return _finish(writer, net)
+
+
+def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetNetwork:
+    """A Darknet network with the cfg and the weights of one of our classifiers. Raises: InputError."""
+    writer = CfgWriter()
+    writer.go_to(_backbone(writer, network.backbone)[-1])
+    writer.section("avgpool")
+    writer.conv(network.predict, nn.Identity(), "linear")
+    writer.section("softmax", groups=1)
+    return _finish(writer, {"batch": 1, "subdivisions": 1, "height": size_hw[0], "width": size_hw[1], "channels": 3})
+
+
+def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
+    """The network of what was written, with the weights of the modules that it came from."""
     exported = build_darknet(format_cfg([("net", net), *writer.sections]), "the exported cfg")
     for (source, norm), (_, target) in zip(writer.sources, exported.convolutions(), strict=True):
         target.conv.load_state_dict(source.state_dict())

@@ -39,6 +39,35 @@ _KNOWN_KEYS: dict[str, set[str]] = {
     "dropout": {"probability"},
     "softmax": {"groups"},
     "cost": {"type", "scale"},
+    "net": {
+        *(
+            "batch",
+            "subdivisions",
+            "width",
+            "height",
+            "channels",
+            "momentum",
+            "decay",
+            "angle",
+            "saturation",
+            "exposure",
+        ),
+        *(
+            "hue",
+            "learning_rate",
+            "burn_in",
+            "max_batches",
+            "policy",
+            "steps",
+            "scales",
+            "step",
+            "scale",
+            "power",
+            "flip",
+        ),
+        *("mosaic", "cutmix", "mixup", "label_smooth_eps", "letter_box", "aspect", "min_crop", "max_crop", "resize"),
+        *("inputs", "crop", "max_chart_loss", "optimized_memory", "workspace_size_limit_MB", "seed"),
+    },
     "yolo": {
         "mask",
         "anchors",
@@ -72,6 +101,14 @@ _KNOWN_KEYS: dict[str, set[str]] = {
 Shape = tuple[int, int, int]
 
 
+def warn_of_unknown_keys(section: Section) -> None:
+    """Names file and line of every key that this program does not know."""
+    name = "net" if section.name == "network" else section.name
+    for key in sorted(section.options.keys() - _KNOWN_KEYS[name]):
+        value, line = section.options[key]
+        _LOG.warning("%s, line %d: [%s] %s=%s is unknown and ignored", section.where, line, section.name, key, value)
+
+
 class GraphBuilder:
     """Turns sections into layers, and follows the shapes so that what cannot fit is found before any image passes."""
 
@@ -103,11 +140,7 @@ class GraphBuilder:
                 f"{section.where}, line {section.line}: unknown section [{section.name}]; known are "
                 f"{', '.join(self._makers)}"
             )
-        for key in sorted(section.options.keys() - _KNOWN_KEYS[section.name]):
-            value, line = section.options[key]
-            _LOG.warning(
-                "%s, line %d: [%s] %s=%s is unknown and ignored", section.where, line, section.name, key, value
-            )
+        warn_of_unknown_keys(section)
         maker(section)
 
     def _append(self, layer: nn.Module, sources: Sequence[int], shape: Shape, section: Section) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.errors import InputError, read_text
 
 # Darknet's coco.names uses other words for six of COCO's categories (those of Pascal VOC).
 _COCO_WORDS = {
@@ -26,7 +26,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file of class names")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise InputError(f"{path}: holds no class names")
     if len(names) == _COCO_CLASSES and names[0] == "person":

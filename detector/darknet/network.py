@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from detector.darknet.cfg import Section, parse_cfg
-from detector.darknet.graph import GraphBuilder
+from detector.darknet.graph import GraphBuilder, warn_of_unknown_keys
 from detector.darknet.layers import MaxPool
 from detector.darknet.weights import (
     HEADER_BYTES,
     WeightsHeader,
+    check_size,
     payload_size,
     read_weights,
     weights_size,
@@ -22,6 +24,9 @@ from detector.darknet.weights import (
 )
 from detector.errors import InputError
 from detector.models.layers import ConvBN
+
+MAX_WEIGHTS = 1 << 29
+"""Twice the largest public network has far fewer; a mistyped cfg does not take the machine's memory."""
 
 
 class DarknetNetwork(nn.Module):
@@ -41,6 +46,7 @@ class DarknetNetwork(nn.Module):
     def __init__(self, sections: list[Section], cfg_text: str) -> None:
         super().__init__()
         net = sections[0]
+        warn_of_unknown_keys(net)
         self.cfg_text = cfg_text
         self.net = net
         self.size_chw = (
@@ -83,7 +89,7 @@ class DarknetNetwork(nn.Module):
                 kept[index] = layer(*inputs)
             if all_layers:
                 every.append(kept[index])
-            for source in sources:
+            for source in set(sources):
                 if self._last_use[source] == index:
                     del kept[source]
         if all_layers:
@@ -143,7 +149,10 @@ def load_darknet(
         text = cfg_path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{cfg_path}: cannot be read: {error.strerror}") from error
-    network = build_darknet(text, str(cfg_path), cpu_parity=cpu_parity)
+    network = _plan(text, str(cfg_path), cpu_parity=cpu_parity)
+    if weights_path is not None:
+        check_size(Path(weights_path), network.convolutions())  # before any memory is taken
+    _take_memory(network)
     if weights_path is not None:
         network.load_weights(weights_path)
     return network
@@ -151,8 +160,26 @@ def load_darknet(
 
 def build_darknet(text: str, where: str, *, cpu_parity: bool = False) -> DarknetNetwork:
     """The network of a cfg's text, in eval mode, with PyTorch's initial weights. Raises: InputError."""
-    network = DarknetNetwork(parse_cfg(text, where), text).eval()
+    return _take_memory(_plan(text, where, cpu_parity=cpu_parity))
+
+
+def _plan(text: str, where: str, *, cpu_parity: bool) -> DarknetNetwork:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        network = DarknetNetwork(parse_cfg(text, where), text).eval()
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    if num_weights > MAX_WEIGHTS:
+        raise InputError(f"{where}: has {num_weights:,} weights; at most {MAX_WEIGHTS:,} are taken for no mistake")
     for layer in network.layers:
         if isinstance(layer, MaxPool):
             layer.cpu_parity = cpu_parity
+    return network
+
+
+def _take_memory(network: DarknetNetwork) -> DarknetNetwork:
+    """Gives a planned network its memory and PyTorch's initial weights."""
+    network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()
     return network

@@ -6,6 +6,7 @@ this program; every field can be overridden as for a YAML file.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from detector.config import DarknetModelConfig
@@ -13,6 +14,20 @@ from detector.darknet.cfg import Section
 from detector.darknet.network import DarknetNetwork
 from detector.errors import InputError
 
+_LOG = logging.getLogger(__name__)
+# Keys that change Darknet's training but not ours -> the values that change nothing.
+_UNUSED_KEYS = {
+    "angle": ("0",),
+    "cutmix": ("0",),
+    "mixup": ("0",),
+    "resize": ("0", "1"),
+    "focal_loss": ("0",),
+    "objectness_smooth": ("0",),
+    "max_delta": (),
+    "uc_normalizer": (),
+    "truth_thresh": ("1", "1.0"),
+    "iou_thresh_kind": ("iou",),
+}
 _BOX_LOSSES = {"mse", "giou", "diou", "ciou"}
 
 
@@ -26,6 +41,9 @@ def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> di
     if not network.yolo_sections:
         raise InputError(f"{net.where}: has no [yolo] section; classifiers cannot be trained from a cfg")
     yolo = network.yolo_sections[-1].section
+    _warn_of_unused_keys(net)
+    for each in network.yolo_sections:
+        _warn_of_unused_keys(each.section)
     _, height, width = network.size_chw
     model = DarknetModelConfig(network.cfg_text, class_names)
     return {
@@ -48,6 +66,14 @@ def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> di
         },
         "run_dir": None,
     }
+
+
+def _warn_of_unused_keys(section: Section) -> None:
+    """Says which keys of the recipe have no counterpart here and are left out."""
+    for key, neutral in _UNUSED_KEYS.items():
+        if key in section and section.text(key, "") not in neutral:
+            _, line = section.options[key]
+            _LOG.warning("%s, line %d: %s is not used in training here", section.where, line, key)
 
 
 def _augment(net: Section, yolo: Section, long_side: int) -> dict[str, Any]:

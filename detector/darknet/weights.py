@@ -60,21 +60,9 @@ def read_weights(path: Path, convolutions: list[tuple[str, ConvBN]]) -> WeightsH
         InputError: no such file, no Darknet weights, too short (which section starved) or too long (how many bytes are
             left).
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    check_size(path, convolutions)
+    content = path.read_bytes()
     header, start = read_header(content, str(path))
-    position = start
-    for name, layer in convolutions:
-        position += 4 * sum(tensor.numel() for tensor in _tensors(layer))
-        if position > len(content):
-            raise InputError(
-                f"{path}: ends {position - len(content)} bytes before {name} is complete; it is cut off, or of "
-                "another cfg"
-            )
-    if position < len(content):
-        raise InputError(f"{path}: {len(content) - position} bytes are left after the last layer; it is of another cfg")
     values = np.frombuffer(content, "<f4", offset=start)
     offset = 0
     for _, layer in convolutions:
@@ -84,6 +72,19 @@ def read_weights(path: Path, convolutions: list[tuple[str, ConvBN]]) -> WeightsH
                 tensor.copy_(torch.from_numpy(part).view(tensor.shape))
             offset += tensor.numel()
     return header
+
+
+def check_size(path: Path, convolutions: list[tuple[str, ConvBN]]) -> None:
+    """Raises: InputError unless the file is as long as these layers need."""
+    payload, position = payload_size(path), 0
+    for name, layer in convolutions:
+        position += 4 * sum(tensor.numel() for tensor in _tensors(layer))
+        if position > payload:
+            raise InputError(
+                f"{path}: ends {position - payload} bytes before {name} is complete; it is cut off, or of another cfg"
+            )
+    if position < payload:
+        raise InputError(f"{path}: {payload - position} bytes are left after the last layer; it is of another cfg")
 
 
 def write_weights(path: Path, convolutions: list[tuple[str, ConvBN]], header: WeightsHeader) -> None:

@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from detector.data.dataset import DatasetBuilder, DetectionDataset
-from detector.errors import InputError
+from detector.data.dataset import DatasetBuilder, DetectionDataset, is_coco_box
+from detector.errors import InputError, read_text
 
 
 def load_coco(
@@ -42,6 +42,10 @@ def load_coco(
         if image["file_name"] not in present and not (folder / image["file_name"]).is_file():
             builder.report(where, "missing_image", str(folder / image["file_name"]), "image dropped")
             continue
+        if not all(isinstance(image[side], (int, float)) and image[side] >= 1 for side in ("height", "width")):
+            size = f"{image['width']!r} x {image['height']!r}"
+            builder.report(where, "unreadable_annotation", f"its size is {size}", "image dropped")
+            continue
         builder.add_image(
             folder / image["file_name"], image_id=image["id"], size_hw=(int(image["height"]), int(image["width"]))
         )
@@ -57,9 +61,7 @@ def load_coco(
 def read_coco_json(path: Path) -> dict[str, Any]:
     """The checked content of a COCO file with images, annotations and categories. Raises: InputError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: no valid JSON: {error}") from error
     if isinstance(content, dict) and path.stem.startswith("image_info"):
@@ -80,10 +82,9 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def _add_object(builder: DatasetBuilder, item: dict[str, Any], names: dict[Any, str], where: str) -> None:
-    try:
-        x, y, w, h = (float(value) for value in item["bbox"])
-    except (KeyError, TypeError, ValueError):
+    if not is_coco_box(item.get("bbox")):
         return builder.report(where, "not_finite", f"bbox {item.get('bbox')!r}", "object dropped")
+    x, y, w, h = (float(value) for value in item["bbox"])
     category = item.get("category_id")
     name = names.get(category, f"category {category}")
     return builder.add_object((x, y, x + w, y + h), name, crowd=bool(item.get("iscrowd", 0)), where=where)

@@ -109,6 +109,7 @@ def build_loader(
 
 def _init_worker(_: int) -> None:
     """One thread for each worker: they already run side by side."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process decides when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides when to stop
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -128,16 +128,36 @@ class DetectionDataset:
         by_name = {category["name"]: int(category["id"]) for category in content["categories"]}
         # A class of the model that the file does not know gets an id that no annotation has.
         category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
-        image_ids = [int(image_id) for image_id in self.image_ids]
-        known = set(image_ids)
-        annotations = [item for item in content.get("annotations", []) if item["image_id"] in known]
-        for number, item in enumerate(annotations, 1):
-            item["id"] = number  # pycocotools takes the id 0 for "unmatched"
-            item.setdefault("iscrowd", 0)
-            item.setdefault("area", item["bbox"][2] * item["bbox"][3])
+        numeric = all(isinstance(image_id, int) for image_id in self.image_ids)
+        number_of = {key: key if isinstance(key, int) and numeric else n for n, key in enumerate(self.image_ids, 1)}
+        image_ids = [int(number_of[image_id]) for image_id in self.image_ids]
+        annotations: list[dict[str, Any]] = []
+        for item in content.get("annotations", []):
+            box = item.get("bbox")
+            if item.get("image_id") not in number_of or not is_coco_box(box):
+                continue  # reported as a problem when the data set was read
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # pycocotools takes the id 0 for "unmatched"
+                    "image_id": number_of[item["image_id"]],
+                    "category_id": item.get("category_id"),
+                    "bbox": box,
+                    "area": item.get("area", box[2] * box[3]),
+                    "iscrowd": int(item.get("iscrowd", 0)),
+                }
+            )
         categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
         truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
         return truth, category_ids, image_ids
+
+
+def is_coco_box(box: Any) -> bool:
+    """Whether a value is x, y, width, height in finite numbers."""
+    return (
+        isinstance(box, (list, tuple))
+        and len(box) == 4
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+    )
 
 
 @dataclass

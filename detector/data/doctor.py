@@ -52,7 +52,7 @@ class DoctorReport:
     Attributes:
         splits: one report each.
         notes: things to know that are no fault.
-        shared: pictures that stand in two splits of which neither contains the other.
+        shared: pictures that stand in two splits, unless one is a part of the other by its name (train, trainval).
     """
 
     splits: list[SplitReport] = field(default_factory=list)
@@ -130,6 +130,7 @@ def _examine_split(
         recall={
             key: (best_possible_recall(scaled, value), best_possible_recall(scaled, value, threshold=0.7))
             for key, value in candidates.items()
+            if len(scaled)
         },
         fitted_anchors=[(round(w), round(h)) for w, h in fitted.tolist()],
         problems=list(dataset.problems),
@@ -158,7 +159,8 @@ def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -
         for second in names[position + 1 :]:
             common = contents[first].keys() & contents[second].keys()
             smaller, larger = sorted((first, second), key=lambda name: len(contents[name]))
-            if common and len(common) == len(contents[smaller]):
+            # "train" in "trainval" is meant so; "test" in "train" is not.
+            if common and len(common) == len(contents[smaller]) and Path(smaller).stem in Path(larger).stem:
                 report.notes.append(f"{smaller} is part of {larger} ({len(common)} images)")
             elif common:
                 example = contents[first][min(common)]

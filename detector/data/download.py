@@ -9,6 +9,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
             have = 0  # the server does not know ranges: from the beginning
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        _require_space(part.parent, (total or 0) - have, url)
+        _require_space(part.parent, (total or 0) - have + (total or 0), url)
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
         with bar, part.open("ab" if have else "wb") as file:
             while chunk := response.read(_CHUNK):
@@ -130,11 +131,11 @@ def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
 
 
 def _require_space(folder: Path, needed: int, url: str) -> None:
-    """Unpacking needs the same space again."""
+    """Raises: InputError unless the rest of the archive and its content, about as large as the archive, find room."""
     free = shutil.disk_usage(folder).free
-    if free < 2 * needed:
+    if free < needed:
         raise InputError(
-            f"{url}: needs {2 * needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free"
+            f"{url}: needs {needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free"
         )
 
 
@@ -164,6 +165,10 @@ def _unpack(path: Path, root: Path, inner: str) -> None:
         if inner:
             shutil.copytree(unpacked / inner, root, dirs_exist_ok=True)
             shutil.rmtree(unpacked)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, FileNotFoundError) as error:
+    except OSError as error:
+        if error.errno is not None:  # the disk, not the archive: it stays for another try
+            raise InputError(f"{path.name}: cannot be unpacked into {root}: {error.strerror}") from error
+        raise
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         path.unlink()
         raise InputError(f"{path.name}: is damaged ({error}); removed, download it again") from error

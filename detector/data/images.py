@@ -15,6 +15,7 @@ from detector.structures import Image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _EXIF_ORIENTATION = 0x0112
+_PILLOW_ERRORS = (OSError, UnidentifiedImageError, ValueError, SyntaxError, PillowImage.DecompressionBombError)
 
 
 def read_image(path: str | Path, *, expected_hw: tuple[int, int] | None = None) -> Image:
@@ -59,8 +60,9 @@ def read_image_size(path: Path) -> tuple[int, int]:
     try:
         with PillowImage.open(path) as image:
             width, height = image.size
-            rotated = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+            # OpenCV leaves a TIFF as it is stored.
+            rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except _PILLOW_ERRORS as error:
         raise InputError(f"{path}: is not a readable picture: {error}") from error
     return (width, height) if rotated else (height, width)
 
@@ -106,7 +108,7 @@ def _decode_with_pillow(content: bytes, where: str) -> Image:
         with PillowImage.open(io.BytesIO(content)) as image:
             image.load()
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise InputError(f"{where}: is not a readable picture (cut off?): {error}") from error
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from detector.config import SyntheticConfig
+from detector.errors import InputError
 from detector.structures import Floats, Image
 
 CLASS_NAMES = ("circle", "square", "triangle")
@@ -96,11 +97,19 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig) -> bool:
 
     Returns:
         whether anything was drawn.
+
+    Raises:
+        InputError: the folder holds something else, which would be overwritten.
     """
     stamp, wanted = root / "synthetic.json", json.dumps(asdict(config))
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return False
-    stamp.unlink(missing_ok=True)
+    if not stamp.is_file() and root.is_dir() and any(root.iterdir()):
+        raise InputError(
+            f"{root}: is not empty and not the embedded data set; set data.synthetic=null or another data.root"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    stamp.write_text("being drawn", encoding="utf-8")
     (root / "images").mkdir(parents=True, exist_ok=True)
     for index, (split, count) in enumerate((("train", config.num_train), ("val", config.num_val))):
         _write_split(root, split, count, config.image_hw, (config.seed, index))

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from detector.data.dataset import DatasetBuilder, DetectionDataset
 from detector.data.images import read_image_size
-from detector.errors import InputError
+from detector.errors import InputError, read_text
 
 
 def list_voc_splits(root: Path) -> list[str]:
@@ -34,7 +34,7 @@ def load_voc(root: Path, split: str, *, class_names: tuple[str, ...] | None, pol
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise InputError(f"{listing}: no such split; expected one of {', '.join(list_voc_splits(root)) or 'none'}")
-    stems = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    stems = [line.split()[0] for line in read_text(listing).splitlines() if line.strip()]
     trees = {stem: _parse(root / "Annotations" / f"{stem}.xml") for stem in dict.fromkeys(stems)}
     if class_names is None:
         found = (tree.iter("object") for tree in trees.values() if not isinstance(tree, str))
@@ -57,7 +57,7 @@ def _parse(path: Path) -> ElementTree.Element | str:
         return ElementTree.parse(path).getroot()  # noqa: S314 (expat limits expansion)
     except OSError as error:
         return error.strerror or str(error)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         return f"no valid XML: {error}"
 
 

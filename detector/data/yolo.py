@@ -7,7 +7,7 @@ from pathlib import Path
 from detector.config import read_yaml
 from detector.data.dataset import DatasetBuilder, DetectionDataset
 from detector.data.images import IMAGE_SUFFIXES, list_images, read_image_size
-from detector.errors import InputError
+from detector.errors import InputError, read_text
 
 _DARKNET_SPLITS = {"val": "valid"}
 
@@ -55,19 +55,22 @@ def _read_index(path: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
     if not isinstance(content, dict) or "names" not in content:
         raise InputError(f"{path}: expected a mapping with names: and train:/val:")
     names = content["names"]
-    listed = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{path}: names: expected a list, or a mapping from 0, 1, 2, ... without gaps, got {names!r}")
     root = path.parent / str(content.get("path") or "")
     splits = {}
     for key in ("train", "val", "test"):
         value = content.get(key)
         if value:
             splits[key] = [root / str(item) for item in (value if isinstance(value, list) else [value])]
-    return tuple(str(name) for name in listed), splits
+    return tuple(str(name) for name in names), splits
 
 
 def _read_darknet_data(path: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
     pairs = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         text = line.split("#")[0].strip()
         if not text:
             continue
@@ -80,7 +83,7 @@ def _read_darknet_data(path: Path) -> tuple[tuple[str, ...], dict[str, list[Path
     names_file = _beside(path, pairs["names"])
     if not names_file.is_file():
         raise InputError(f"{path}: its names file {names_file} does not exist")
-    names = tuple(line.strip() for line in names_file.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = tuple(line.strip() for line in read_text(names_file).splitlines() if line.strip())
     return names, {key: [_beside(path, pairs[key])] for key in ("train", "valid", "test") if key in pairs}
 
 
@@ -95,7 +98,7 @@ def _list_pictures(sources: list[Path], index: Path) -> list[Path]:
         if source.is_dir():
             pictures += list_images(source)
         elif source.suffix == ".txt" and source.is_file():
-            lines = source.read_text(encoding="utf-8").splitlines()
+            lines = read_text(source).splitlines()
             pictures += [_beside(source, line.strip()) for line in lines if line.strip()]
         else:
             raise InputError(f"{index}: expected a folder or a list of pictures (.txt), but {source} is neither")

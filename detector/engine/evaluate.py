@@ -31,6 +31,8 @@ class Evaluation:
         """COCO's metrics (see `CocoEvaluator.compute`), and Darknet's under `darknet`."""
         darknet = self.darknet.compute()
         del darknet["per_class"]
+        for points in (11, 101):
+            darknet[f"map50_{points}_points"] = self.darknet.compute(points=points)["map50"]
         return {**self.coco.compute(), "darknet": darknet}
 
 

@@ -76,7 +76,7 @@ def train(
         progress: show a bar on stderr.
 
     Returns:
-        The metrics of the last evaluation, and `images_per_second` of this session's training steps.
+        The metrics of the last evaluation, and `images_per_second` of this session's steps (None without any).
 
     Raises:
         InputError: bad data, a run that is in the way, a loss that is not finite.
@@ -89,7 +89,9 @@ def train(
     train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
     state = _start(config, run_dir, resume=resume)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
-    if weights is not None and state.step == 0:
+    if weights is not None and state.step > 0:
+        log.say(f"{weights}: not used, the run goes on from its own step {state.step}")
+    elif weights is not None:
         report = load_initial_weights(state.network, weights)
         if state.ema is not None:
             state.ema = ExponentialMovingAverage(state.network, config.train.ema_decay)
@@ -133,14 +135,19 @@ def _run(
             )
             last = state.step == settings.max_steps
             if last or (config.evaluate.every and state.step % config.evaluate.every == 0):
-                metrics = _evaluate(config, state, log, val_set, run_dir)
+                try:
+                    metrics = _evaluate(config, state, log, val_set, run_dir)
+                except Exception:
+                    save_state(run_dir / "last.safetensors", config, state)  # a bad picture costs no training
+                    raise
             if last or interrupted or state.step % settings.save_every == 0:
                 save_state(run_dir / "last.safetensors", config, state)
             if interrupted and not last:
                 raise InterruptedRunError(f"stopped after step {state.step}; the same command with --resume goes on")
-    if not metrics:  # resumed after the last step
-        metrics = _evaluate(config, state, log, val_set, run_dir)
-    return {**metrics, "images_per_second": (state.step - first_step) * settings.batch_size / max(busy_seconds, 1e-9)}
+    if not metrics:  # resumed after the last step: measured again, recorded already
+        metrics = _measure(config, state, log, val_set)[0]
+    done = (state.step - first_step) * settings.batch_size
+    return {**metrics, "images_per_second": done / busy_seconds if done else None}
 
 
 class _StepFunction:
@@ -244,7 +251,22 @@ def _report(
 def _evaluate(
     config: ExperimentConfig, state: RunState, log: RunLog, dataset: DetectionDataset, run_dir: Path
 ) -> dict[str, Any]:
-    """Measures the network that would be released; keeps it as best.safetensors when it is the best so far."""
+    """Measures and records; keeps the network as best.safetensors when it is the best so far."""
+    metrics, pictures = _measure(config, state, log, dataset)
+    log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if not isinstance(value, dict)})
+    log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
+    log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
+    value = metrics[config.evaluate.metric]
+    if value is not None and value > state.best:
+        state.best = value
+        save_weights(run_dir / "best.safetensors", config, state, metrics)
+    return metrics
+
+
+def _measure(
+    config: ExperimentConfig, state: RunState, log: RunLog, dataset: DetectionDataset
+) -> tuple[dict[str, Any], list[Image]]:
+    """Metrics of the network that would be released, and some pictures with its detections."""
     settings = config.evaluate
     predictor = Predictor.from_network(
         state.evaluated_network(),
@@ -260,24 +282,14 @@ def _evaluate(
         if len(pictures) < NUM_PICTURES:
             pictures.append(draw(sample.image, detections.above(0.25), predictor.class_names))
 
-    evaluator = evaluate(
+    evaluation = evaluate(
         predictor,
         dataset,
         coco_detections=settings.max_detections,
         progress=not log.bar.disable,
         on_image=keep_picture,
     )
-    metrics = evaluator.compute()
-    log.write(
-        state.step, {f"val/{name}": value for name, value in metrics.items() if name not in {"per_class", "darknet"}}
-    )
-    log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
-    log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
-    value = metrics[settings.metric]
-    if value is not None and value > state.best:
-        state.best = value
-        save_weights(run_dir / "best.safetensors", config, state, metrics)
-    return metrics
+    return evaluation.compute(), pictures
 
 
 def save_weights(path: Path, config: ExperimentConfig, state: RunState, metrics: dict[str, Any]) -> None:
@@ -316,8 +328,11 @@ def _start(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState
     if last.exists():
         _restore(state, load_checkpoint(last), config, last)
     else:
-        for leftover in ("metrics.jsonl", "best.safetensors"):  # of a run that ended before its first checkpoint
-            (run_dir / leftover).unlink(missing_ok=True)
+        best = run_dir / "best.safetensors"
+        if best.exists() and not resume:
+            raise InputError(f"{best}: is there without its run; move it, or take another place with run_dir=PATH")
+        for leftover in (best, run_dir / "metrics.jsonl"):  # of a run that was killed before its first checkpoint
+            leftover.unlink(missing_ok=True)
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
     return state
 

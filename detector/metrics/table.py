@@ -20,7 +20,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
         darknet = metrics["darknet"]
         lines += [
             "",
-            f"Darknet's own metric: mAP@0.50 {darknet['map50']:.4f} (all points); at confidence 0.25: "
+            f"Darknet's own metric: mAP@0.50 {darknet['map50']:.4f} (11 points {darknet['map50_11_points']:.4f}, "
+            f"101 points {darknet['map50_101_points']:.4f}); at confidence 0.25: "
             f"TP {darknet['tp']}, FP {darknet['fp']}, FN {darknet['fn']}, average IoU {darknet['avg_iou']:.4f}",
         ]
     return "\n".join(lines)

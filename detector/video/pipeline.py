@@ -60,7 +60,7 @@ def run_video(
     Raises:
         InputError: a frame cannot be read or written.
     """
-    report, started = VideoReport(), time.perf_counter()
+    report, started, last_index = VideoReport(), time.perf_counter(), -1
     with ExitStack() as stack:
         for item in (*sinks, source):
             stack.callback(item.close)
@@ -72,7 +72,8 @@ def run_video(
             if on_frame is not None:
                 on_frame(frame, detections)
             if sinks:
-                _show(frame, detections, predictor, sinks, report)
+                _show(frame, detections, predictor, sinks, report, frame.index - last_index)
+            last_index = frame.index
             if any(isinstance(sink, WindowSink) and sink.quit for sink in sinks):
                 break
         report.dropped = source.dropped
@@ -81,13 +82,22 @@ def run_video(
 
 
 def _show(
-    frame: Frame, detections: Detections, predictor: Predictor, sinks: Sequence[Sink], report: VideoReport
+    frame: Frame,
+    detections: Detections,
+    predictor: Predictor,
+    sinks: Sequence[Sink],
+    report: VideoReport,
+    num_copies: int,
 ) -> None:
+    """Draws once and hands the picture to all sinks; a video gets it `num_copies` times, for dropped frames."""
     annotated = draw(frame.image, detections, predictor.class_names)
     for sink in sinks:
         if isinstance(sink, WindowSink):
             rate = 1000 / float(np.mean(report.latency_ms[-30:]))
             sink.write(_with_rate(annotated, rate), frame.name)
+        elif isinstance(sink, VideoSink):
+            for _ in range(num_copies):  # a recording keeps the pace of the camera
+                sink.write(annotated, frame.name)
         else:
             sink.write(annotated, frame.name)
 

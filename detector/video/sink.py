@@ -43,15 +43,21 @@ class VideoSink:
 
 
 class FolderSink:
-    """Picture files in a folder, under their own names."""
+    """Picture files in a folder, under their own names; a name that comes again gets a number."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._written: set[str] = set()
 
     def write(self, image: Image, name: str) -> None:
         """Writes a picture (H, W, 3) uint8 RGB. Raises: InputError when it cannot be written."""
-        _write_picture(self._path / name, image)
+        target, number = Path(name), 1
+        while target.name in self._written:
+            number += 1
+            target = Path(f"{Path(name).stem}_{number}{Path(name).suffix}")
+        self._written.add(target.name)
+        _write_picture(self._path / target, image)
 
     def close(self) -> None:
         """Every picture is whole as soon as it is written."""
@@ -89,9 +95,14 @@ def _write_picture(path: Path, image: Image) -> None:
 
 
 class WindowSink:
-    """A window on the screen. Raises: InputError where there is none."""
+    """A window on the screen. Raises: InputError where there is none.
 
-    def __init__(self) -> None:
+    Args:
+        wait_ms: how long each frame stays at least; 0 = until a key is pressed.
+    """
+
+    def __init__(self, *, wait_ms: int = 1) -> None:
+        self._wait_ms = wait_ms
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise InputError("--show: there is no display here; use --save OUT instead")
         cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_NORMAL)
@@ -100,7 +111,7 @@ class WindowSink:
     def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (the sinks are called alike)
         """Shows a frame (H, W, 3) uint8 RGB; sets `quit` when the user pressed q or closed the window."""
         cv2.imshow(WINDOW_TITLE, image[..., ::-1])
-        pressed = cv2.waitKey(1) & 0xFF
+        pressed = cv2.waitKey(self._wait_ms) & 0xFF
         closed = cv2.getWindowProperty(WINDOW_TITLE, cv2.WND_PROP_VISIBLE) < 1
         self.quit = pressed in (ord("q"), 27) or closed
 

@@ -130,7 +130,8 @@ class LiveSource(Source):
                 self._changed.notify()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Ends when the stream does. Raises: InputError when nothing comes for ten seconds."""
+        """Ends when the stream does. Raises: InputError when nothing comes at all, or nothing more for ten seconds."""
+        seen = False
         while True:
             with self._changed:
                 arrived = self._changed.wait_for(lambda: self._newest is not None or self._ended, _PATIENCE_SECONDS)
@@ -138,13 +139,17 @@ class LiveSource(Source):
                     raise InputError(f"{self._name}: no frame for {_PATIENCE_SECONDS:g} s; is it still connected?")
                 frame, self._newest = self._newest, None
             if frame is None:
+                if not seen:
+                    raise InputError(f"{self._name}: opened, but not one frame came")
                 return
+            seen = True
             yield frame
 
     def close(self) -> None:
         self._ended = True
         self._thread.join(timeout=2)
-        self._capture.release()
+        if not self._thread.is_alive():  # it may hang in the driver; releasing under it would crash
+            self._capture.release()
 
 
 def open_source(text: str) -> Source:

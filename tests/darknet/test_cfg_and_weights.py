@@ -85,9 +85,31 @@ def test_what_is_wrong_is_named_by_line(old: str, new: str, message: str) -> Non
         build_darknet(SMALL.replace(old, new), "x.cfg")
 
 
+@pytest.mark.parametrize("section", ["[shortcut]\nfrom=-1", "[sam]\nfrom=-1", "[route]\nlayers=-1,-1"])
+def test_a_section_may_read_one_layer_twice(section: str) -> None:
+    text = SMALL.replace("[convolutional]\nfilters=14", f"{section}\n[convolutional]\nfilters=14")
+    network = build_darknet(text, "x.cfg")
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 32, 32))[0].shape == (1, 14, 16, 16)
+
+
+def test_a_key_that_stands_twice_counts_as_in_darknet(caplog: pytest.LogCaptureFixture) -> None:
+    sections = parse_cfg("[net]\nwidth=32\nwidth=64\n[avgpool]\n", "x.cfg")
+    assert sections[0].integer("width", 1) == 32
+    assert "x.cfg, line 3: [net] width stands twice" in caplog.text
+
+
+def test_a_mistyped_size_takes_no_memory() -> None:
+    layer = "[convolutional]\nfilters=4000\nsize=3\nactivation=linear\n"
+    with pytest.raises(InputError, match="weights; at most"):
+        build_darknet("[net]\nwidth=32\nheight=32\n" + layer * 6, "x.cfg")
+
+
 def test_unknown_keys_warn_with_their_line(caplog: pytest.LogCaptureFixture) -> None:
     build_darknet(SMALL.replace("stride=2", "strid=2"), "x.cfg")
     assert "x.cfg, line 9: [convolutional] strid=2 is unknown and ignored" in caplog.text
+    build_darknet(SMALL.replace("height=32", "heigth=32"), "x.cfg")
+    assert "x.cfg, line 3: [net] heigth=32 is unknown and ignored" in caplog.text
 
 
 @pytest.mark.parametrize(("major", "minor", "length"), [(0, 1, 16), (0, 2, 20)])
@@ -149,6 +171,11 @@ def test_any_text_is_built_or_refused(lines: list[str]) -> None:
         message = str(refused)
     else:
         message = "fuzz.cfg" if network.layers else "built without layers"
+        if max(h * w * c for c, h, w in network.shapes) < 1 << 20:
+            with torch.no_grad():
+                outputs = network(torch.zeros(1, *network.size_chw), all_layers=True)
+            pairs = zip(outputs, network.shapes, network.kinds, strict=True)
+            assert all(kind == "softmax" or tuple(out.shape[1:]) == shape for out, shape, kind in pairs)
     assert "fuzz.cfg" in message
 
 

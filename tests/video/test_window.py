@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+
+from detector.data.synthetic import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,17 +51,17 @@ def test_a_window_opens(display: str) -> None:
     assert result.stdout.strip().endswith("shown"), result.stderr
 
 
-def test_the_demo_shows_pictures(display: str, trained_run: Path, tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+def test_the_demo_shows_a_video(display: str, trained_run: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", (64, 64), seed=0, num_frames=3)
     command = [
         sys.executable,
         str(ROOT / "tools/demo.py"),
         str(trained_run),
-        "--image",
-        str(tmp_path / "a.jpg"),
+        "--video",
+        str(tmp_path / "a.mp4"),
         "--show",
     ]
     environment = {**os.environ, "DISPLAY": display}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-    assert "1 frames" in result.stderr
+    assert "3 frames" in result.stderr
