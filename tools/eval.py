@@ -14,10 +14,14 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detector.cli import add_model_arguments, print_json, run, say
 from detector.errors import InputError
+
+if TYPE_CHECKING:
+    from detector.config import ExperimentConfig
+    from detector.predict import LoadedDetector, Predictor
 
 
 def main(arguments: list[str]) -> int:
@@ -36,24 +40,17 @@ def main(arguments: list[str]) -> int:
     from detector.config import parse_experiment_text
     from detector.data import open_dataset
     from detector.data.dataset import summarize
-    from detector.engine.evaluate import COCO_DETECTIONS, MAX_DETECTIONS, evaluate
+    from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
     from detector.metrics.table import metrics_table
-    from detector.predict import Predictor, find_model
+    from detector.predict import find_model
 
     loaded = find_model(options.model, options.weights, options.names)
     stored = loaded.info.get("config")
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
     if config is None and options.data is None:
         raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
-    predictor = Predictor.from_network(
-        loaded.network,
-        loaded.model,
-        loaded.preprocess,
-        score_threshold=config.evaluate.score_threshold if config else 0.001,
-        nms_threshold=config.evaluate.nms_threshold if config else 0.45,
-        max_detections=MAX_DETECTIONS,
-    )
+    predictor = build_predictor(loaded, config)
     data = options.data or (config.data.root if config else "")
     split = options.split or (config.data.val if config and not options.data else None)
     say(f"weights {loaded.path} (step {loaded.info.get('step', '?')}), data {data}{f' ({split})' if split else ''}")
@@ -78,6 +75,21 @@ def main(arguments: list[str]) -> int:
         Path(options.json).write_text(json.dumps(metrics), encoding="utf-8")
     say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
     return 0
+
+
+def build_predictor(loaded: LoadedDetector, config: ExperimentConfig | None) -> Predictor:
+    """With the config's thresholds, or COCO's customary ones for a model without a config."""
+    from detector.engine.evaluate import MAX_DETECTIONS
+    from detector.predict import Predictor
+
+    return Predictor.from_network(
+        loaded.network,
+        loaded.model,
+        loaded.preprocess,
+        score_threshold=config.evaluate.score_threshold if config else 0.001,
+        nms_threshold=config.evaluate.nms_threshold if config else 0.45,
+        max_detections=MAX_DETECTIONS,
+    )
 
 
 if __name__ == "__main__":

@@ -44,15 +44,15 @@ class CfgWriter:
     sections: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     sources: list[tuple[nn.Conv2d, nn.Module]] = field(default_factory=list)
 
-    def section(self, name: str, **options: object) -> int:
+    def section(self, name: str, options: dict[str, object] | None = None) -> int:
         """Adds a section; returns its layer."""
-        self.sections.append((name, options))
+        self.sections.append((name, options or {}))
         return len(self.sections) - 1
 
     def go_to(self, layer: int) -> int:
         """Makes `layer` the one that the next section reads."""
         here = len(self.sections) - 1
-        return layer if layer == here else self.section("route", layers=layer)
+        return layer if layer == here else self.section("route", {"layers": layer})
 
     def conv(self, conv: nn.Conv2d, norm: nn.Module, activation: str) -> int:
         options: dict[str, object] = {"batch_normalize": 1} if isinstance(norm, nn.BatchNorm2d) else {}
@@ -61,7 +61,7 @@ class CfgWriter:
         if groups > 1:
             options["groups"] = groups
         self.sources.append((conv, norm))
-        return self.section("convolutional", **options, activation=activation)
+        return self.section("convolutional", {**options, "activation": activation})
 
     def sequence(self, modules: Sequence[nn.Module], layer: int) -> int:
         """One module after the other, from `layer` on."""
@@ -80,32 +80,34 @@ class CfgWriter:
         if isinstance(module, TwoWayDenseLayer):
             deep = self.module(module.deep, layer)
             shallow = self.module(module.shallow, layer)
-            return self.section("route", layers=[layer, deep, shallow])
+            return self.section("route", {"layers": [layer, deep, shallow]})
         if isinstance(module, Stem):
             return self._stem(module)
         if isinstance(module, ResidualBlock):
             self.module(module.body, layer)
-            return self.section("shortcut", **{"from": layer}, activation="linear")
+            return self.section("shortcut", {"from": layer, "activation": "linear"})
         if isinstance(module, BottleneckBlock):
             self.module(module.body, layer)
-            return self.section("shortcut", **{"from": layer}, activation=_ACTIVATION_NAMES[type(module.activation)])
+            return self.section("shortcut", {"from": layer, "activation": _ACTIVATION_NAMES[type(module.activation)]})
         self.go_to(layer)
         if isinstance(module, ConvBN):
             return self.conv(module.conv, module.norm, _ACTIVATION_NAMES[type(module.activation)])
         if isinstance(module, nn.MaxPool2d):
-            return self.section("maxpool", size=module.kernel_size, stride=module.stride)
+            return self.section("maxpool", {"size": module.kernel_size, "stride": module.stride})
         if isinstance(module, Maxout):
-            return self.section("maxpool", maxpool_depth=1, out_channels=module.out_channels, size=1, stride=1)
+            return self.section(
+                "maxpool", {"maxpool_depth": 1, "out_channels": module.out_channels, "size": 1, "stride": 1}
+            )
         if isinstance(module, nn.Upsample):
-            return self.section("upsample", stride=2)
+            return self.section("upsample", {"stride": 2})
         if isinstance(module, SpatialAttention):
             here = len(self.sections) - 1
             self.conv(module.gate, nn.Identity(), "logistic")
-            return self.section("sam", **{"from": here})
+            return self.section("sam", {"from": here})
         raise InputError(f"to-darknet: does not know {type(module).__name__}")
 
     def concatenate(self, layers: Sequence[int]) -> int:
-        return self.section("route", layers=list(layers))
+        return self.section("route", {"layers": list(layers)})
 
     def _cross_stage_partial(self, module: CrossStagePartial, layer: int) -> int:
         bypass = self.module(module.bypass_path, layer)
@@ -135,11 +137,13 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
         per_scale = model.anchors_per_scale
         writer.section(
             "yolo",
-            mask=list(range(scale * per_scale, (scale + 1) * per_scale)),
-            anchors=[side for anchor in model.anchors for side in anchor],
-            classes=model.num_classes,
-            num=len(model.anchors),
-            scale_x_y=model.scale_xy[scale],
+            {
+                "mask": list(range(scale * per_scale, (scale + 1) * per_scale)),
+                "anchors": [side for anchor in model.anchors for side in anchor],
+                "classes": model.num_classes,
+                "num": len(model.anchors),
+                "scale_x_y": model.scale_xy[scale],
+            },
         )
     height, width = preprocess.size_hw
     net: dict[str, object] = {"batch": 1, "subdivisions": 1, "width": width, "height": height, "channels": 3}
@@ -154,7 +158,7 @@ def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetN
     writer.go_to(_backbone(writer, network.backbone)[-1])
     writer.section("avgpool")
     writer.conv(network.predict, nn.Identity(), "linear")
-    writer.section("softmax", groups=1)
+    writer.section("softmax", {"groups": 1})
     return _finish(writer, {"batch": 1, "subdivisions": 1, "height": size_hw[0], "width": size_hw[1], "channels": 3})
 
 

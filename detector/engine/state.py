@@ -1,0 +1,104 @@
+"""The state of a run: made, saved, and restored so that training goes on bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.build import build_network
+from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from detector.config import ExperimentConfig, to_yaml
+from detector.engine.ema import ExponentialMovingAverage
+from detector.engine.optim import build_optimizer
+from detector.errors import InputError
+
+TERMS = ("box", "objectness", "classification")
+
+
+@dataclass
+class RunState:
+    """All that changes while training; what is saved is enough to go on bit for bit.
+
+    Attributes:
+        network, optimizer, ema: being trained; ema is None without averaging.
+        step: optimiser steps done.
+        best: the best value of the chosen metric so far.
+        window: sums of the loss terms since the last log line, and their number of steps.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    ema: ExponentialMovingAverage | None
+    step: int = 0
+    best: float = -1.0
+    window: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TERMS, "steps"), 0.0))
+
+    def evaluated_network(self) -> nn.Module:
+        return self.ema.average if self.ema is not None else self.network
+
+
+def save_weights(path: Path, config: ExperimentConfig, state: RunState, metrics: dict[str, Any]) -> None:
+    """Writes what it takes to predict, and where it comes from. Raises: InputError."""
+    info = {"step": state.step, "metrics": metrics, "config": to_yaml(config)}
+    tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
+    """Writes what it takes to go on training. Raises: InputError."""
+    tensors = {f"model.{name}": value for name, value in state.network.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.average.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        buffer = state.optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    info = {"step": state.step, "best": state.best, "window": state.window, "config": to_yaml(config)}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def start_run(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
+    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
+    torch.manual_seed(config.train.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CUDA path has not been run yet
+    network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
+    network.train()
+    ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
+    state = RunState(network, build_optimizer(network, config.train), ema)
+    last = run_dir / "last.safetensors"
+    if last.exists() and not resume:
+        raise InputError(
+            f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place"
+        )
+    if last.exists():
+        _restore(state, load_checkpoint(last), config, last)
+    else:
+        best = run_dir / "best.safetensors"
+        if best.exists() and not resume:
+            raise InputError(f"{best}: is there without its run; move it, or take another place with run_dir=PATH")
+        for leftover in (best, run_dir / "metrics.jsonl"):  # of a run that was killed before its first checkpoint
+            leftover.unlink(missing_ok=True)
+    write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
+    return state
+
+
+def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, path: Path) -> None:
+    if checkpoint.model != config.model:
+        raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
+    state.network.load_state_dict(checkpoint.group("model"))
+    if state.ema is not None:
+        averaged = checkpoint.group("ema")
+        if not averaged:
+            raise InputError(f"{path}: has no averaged weights; resume with train.ema_decay=0")
+        state.ema.average.load_state_dict(averaged)
+    momentum = checkpoint.group("momentum")
+    for name, parameter in state.network.named_parameters():
+        if name in momentum:
+            buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
+            state.optimizer.state[parameter]["momentum_buffer"] = buffer
+    state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
+    state.window = checkpoint.info["window"]
