@@ -21,8 +21,8 @@ $(READY): requirements.txt pyproject.toml
 demo: $(READY)  ## train on the embedded data, evaluate, write annotated pictures and a video
 	$(RUN) tools/train.py configs/quickstart.yaml --resume
 	$(RUN) tools/eval.py configs/quickstart.yaml
-	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_000*.jpg' --save weights/quickstart/pictures.jpg
-	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --save weights/quickstart/video.mp4
+	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_0000*.jpg' --score-threshold 0.4 --save weights/quickstart/pictures.jpg
+	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --score-threshold 0.4 --save weights/quickstart/video.mp4
 	@echo "pictures: weights/quickstart/pictures.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
 
 test: $(READY)  ## run all tests

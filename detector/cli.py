@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from detector.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others; its help keeps the examples as they stand."""
+
+    def __init__(self, description: str | None = None, prog: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; {self.prog} --help shows how")
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -17,6 +28,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     Errors are one line on stderr. With DETECTOR_DEBUG=1 in the environment a traceback is shown as well.
     """
+    previous = signal.signal(signal.SIGTERM, _stop)  # files are closed properly, as with Ctrl-C
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -34,6 +46,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         code = _fail(_explain_import(error), 2, error)
     except Exception as error:
         code = _fail(f"internal error, please report it: {type(error).__name__}: {error}", 1, error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     sys.exit(code)
 
 
@@ -56,6 +70,10 @@ def print_json(content: Any) -> None:
 def say(message: str) -> None:
     """A line for people, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def _stop(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int, error: BaseException) -> int:

@@ -30,7 +30,8 @@ class OneBox(nn.Module):
         batch, _, height, width = images.shape
         maps = [torch.full((batch, 24, height // s, width // s), -20.0) for s in self.strides]
         coarse = maps[2].view(batch, 3, 8, height // 32, width // 32)
-        coarse[:, 1, :4, 1, 1] = torch.tensor([0.0, 0.0, np.log(32 / 28), np.log(32 / 28)])
+        width_px, height_px = TINY.model.anchors[7]
+        coarse[:, 1, :4, 1, 1] = torch.tensor([0.0, 0.0, np.log(32 / width_px), np.log(32 / height_px)])
         coarse[:, 1, 4:, 1, 1] = torch.tensor([20.0, -20.0, 20.0, -20.0])
         return maps
 

@@ -7,11 +7,10 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from detector.cli import print_json, run
+from detector.cli import Parser, print_json, run
 from detector.config import load_config
 from detector.errors import InputError
 
@@ -20,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("model", help="a config or a Darknet cfg")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the config's)")
     parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
     parser.add_argument("--json", action="store_true", help="totals and layers as JSON on stdout")
     options = parser.parse_args(arguments)
     sides = options.size or []
+    if options.classifier is not None and options.classifier < 1:
+        raise InputError(f"--classifier: expected the number of classes, got {options.classifier}")
     if len(sides) > 2 or any(side < 32 or side % 32 for side in sides):
         raise InputError(f"--size: expected one or two multiples of 32, got {sides}")
     network, own_size, weights_bytes = build(options.model, options.classifier)

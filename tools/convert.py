@@ -8,14 +8,13 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from detector.cli import print_json, run
+from detector.cli import Parser, print_json, run
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.epilog = "Each command takes --json and --help."
     commands = parser.add_subparsers(dest="command", required=True)
     out = commands.add_parser("to-darknet", help="our weights -> OUT.cfg, OUT.weights, OUT.names")

@@ -9,15 +9,14 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from detector.cli import add_model_arguments, print_json, run, say
+from detector.cli import Parser, add_model_arguments, print_json, run, say
 from detector.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of pictures")
@@ -42,7 +41,6 @@ def main(arguments: list[str]) -> int:
     from detector.video.source import Frame, open_source
 
     loaded = find_model(options.model, options.weights, options.names)
-    say(f"weights {loaded.path}")
     predictor = Predictor.from_network(
         loaded.network, loaded.model, loaded.preprocess, score_threshold=options.score_threshold
     )
@@ -62,6 +60,8 @@ def main(arguments: list[str]) -> int:
                 )
             one_file = options.save.suffix.lower() in IMAGE_SUFFIXES
             sinks.append(PictureSink(options.save) if one_file else FolderSink(options.save))
+
+    say(f"weights {loaded.path}")
 
     def print_frame(frame: Frame, detections: Detections) -> None:
         rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)

@@ -9,16 +9,15 @@ Exit code: 0 nothing found, 1 warnings, 2 errors.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 
-from detector.cli import print_json, run
+from detector.cli import Parser, print_json, run
 from detector.config import ModelConfig, load_config
 from detector.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("data", help="COCO JSON, VOC folder, YOLO data.yaml or Darknet .data")
     parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
     parser.add_argument(

@@ -6,16 +6,15 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from detector.cli import print_json, run
+from detector.cli import Parser, print_json, run
 
 
 def main(arguments: list[str]) -> int:
     from detector.data.download import ARCHIVES, fetch_dataset
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "name", choices=sorted(ARCHIVES), help="COCO 2017 (27 GB), VOC 2007 and 2012 (3 GB), BCCD (8 MB)"
     )

@@ -10,13 +10,12 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import add_model_arguments, print_json, run, say
+from detector.cli import Parser, add_model_arguments, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,12 +24,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument("--data", help="data set (default: the one that the weights were trained for)")
     parser.add_argument("--split", help="part of the data set (default: the config's data.val)")
     parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
-    parser.add_argument("--out", type=Path, help="folder for the plots (default: eval/ beside the weights)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the plots (default: eval/ in the run; for a Darknet model weights/eval/)"
+    )
     parser.add_argument(
         "--submit", metavar="NAME", help="write the zip for COCO's evaluation server instead of measuring"
     )
@@ -53,12 +54,12 @@ def main(arguments: list[str]) -> int:
     predictor = build_predictor(loaded, config)
     data = options.data or (config.data.root if config else "")
     split = options.split or (config.data.val if config and not options.data else None)
-    say(f"weights {loaded.path} (step {loaded.info.get('step', '?')}), data {data}{f' ({split})' if split else ''}")
     policy = config.data.bad_labels if config else "clip"
     dataset = open_dataset(data, split, images_dir=options.images, class_names=predictor.class_names, policy=policy)
+    say(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
     say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
-    out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("eval"))
+    out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("weights") / "eval" / loaded.path.stem)
     if options.submit:
         evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=True)
         print(f"wrote {write_submission(evaluation.coco, out_dir, name=options.submit)}")

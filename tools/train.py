@@ -8,12 +8,12 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
 
-from detector.cli import print_json, run, say
+from detector.cli import Parser, print_json, run, say
 from detector.config import ExperimentConfig, finish_config, load_config
+from detector.errors import InputError
 
 
 def load_experiment(path: str, overrides: list[str], names: str | None) -> ExperimentConfig:
@@ -32,14 +32,16 @@ def load_experiment(path: str, overrides: list[str], names: str | None) -> Exper
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file, see configs/, or a Darknet cfg")
+    parser = Parser(description=__doc__)
+    parser.add_argument("config", nargs="?", help="a YAML file, see configs/, or a Darknet cfg")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
     parser.add_argument("--resume", action="store_true", help="go on with the run in run_dir, or start it")
     parser.add_argument("--weights", help="start from what fits of this file (.safetensors, or .weights for a cfg)")
     parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
+    if options.config is None:
+        raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
     config = load_experiment(options.config, options.overrides, options.names)
 
     from detector.engine.train import InterruptedRunError, train

@@ -10,6 +10,10 @@ from detector.data.voc import list_voc_splits, load_voc
 from detector.data.yolo import list_yolo_splits, load_yolo
 from detector.errors import InputError
 
+NO_DATASET = (
+    "no data set recognised there; expected a COCO JSON, Annotations/ (VOC), a data.yaml (YOLO) or a .data file"
+)
+
 
 def open_dataset(
     path: str | Path,
@@ -96,8 +100,12 @@ def _coco_file(folder: Path, split: str | None) -> Path:
         for candidate in (folder / split, folder / f"{split}.json", folder / "annotations" / f"instances_{split}.json"):
             if candidate.is_file():
                 return candidate
+        if not _coco_files(folder):
+            raise InputError(f"{folder}: {NO_DATASET}")
         raise InputError(f"{folder}: no split {split!r}; it has {', '.join(map(str, list_splits(folder))) or 'none'}")
     files = _coco_files(folder)
+    if not files:
+        raise InputError(f"{folder}: {NO_DATASET}")
     if len(files) == 1:
         return files[0]
     by_stem = {file.stem.removeprefix("instances_"): file for file in files}

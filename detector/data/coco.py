@@ -93,7 +93,7 @@ def _add_object(builder: DatasetBuilder, item: dict[str, Any], names: dict[Any, 
 def _find_images_dir(annotations: Path) -> Path:
     official = annotations.parent.parent / annotations.stem.removeprefix("instances_").removeprefix("image_info_")
     test_dev = official.with_name(official.name.replace("test-dev", "test"))  # a part of the same pictures
-    candidates = [annotations.parent / "images", official, test_dev]
+    candidates = list(dict.fromkeys([annotations.parent / "images", official, test_dev]))
     for folder in candidates:
         if folder.is_dir():
             return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from detector.anchors import best_possible_recall, fit_anchors
-from detector.data import list_splits, open_dataset
+from detector.data import NO_DATASET, list_splits, open_dataset
 from detector.data.dataset import DetectionDataset, Problem
 from detector.data.images import read_image
 from detector.errors import InputError
@@ -50,11 +50,13 @@ class DoctorReport:
     """The whole examination.
 
     Attributes:
+        size_hw: network size that the anchors are for.
         splits: one report each.
         notes: things to know that are no fault.
         shared: pictures that stand in two splits, unless one is a part of the other by its name (train, trainval).
     """
 
+    size_hw: tuple[int, int]
     splits: list[SplitReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
@@ -87,7 +89,7 @@ def examine(
     Raises:
         InputError: not one split can be opened.
     """
-    report, contents = DoctorReport(), {}
+    report, contents = DoctorReport(size_hw), {}
     failures = []
     for split in list_splits(path):
         name = split or Path(path).name
@@ -101,7 +103,7 @@ def examine(
             contents[name] = _read_all(dataset, found.problems)
         report.splits.append(found)
     if not report.splits:
-        raise InputError(f"{path}: " + ("; ".join(problem.value for problem in failures) or "has no split"))
+        raise InputError("; ".join(problem.value for problem in failures) or f"{path}: {NO_DATASET}")
     report.splits[0].problems.extend(failures)
     _compare_splits(contents, report)
     return report
@@ -182,7 +184,8 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
         for key, (half, high) in split.recall.items():
             lines.append(f"  best possible recall, {key}: {half:.4f} at IoU 0.5, {high:.4f} at IoU 0.7")
         if split.fitted_anchors:
-            lines.append(f"  fitted anchors: {[list(pair) for pair in split.fitted_anchors]}")
+            size = f"{report.size_hw[1]}x{report.size_hw[0]}"
+            lines.append(f"  nine anchors fitted to it, for {size}: {[list(pair) for pair in split.fitted_anchors]}")
         lines += [f"  {problem}" for problem in split.problems[:max_problems]]
         if len(split.problems) > max_problems:
             lines.append(f"  ... and {len(split.problems) - max_problems} more (--json lists all)")

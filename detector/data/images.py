@@ -108,6 +108,8 @@ def _decode_with_pillow(content: bytes, where: str) -> Image:
         with PillowImage.open(io.BytesIO(content)) as image:
             image.load()
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{where}: is not a readable picture: of no known kind") from error
     except _PILLOW_ERRORS as error:
         raise InputError(f"{where}: is not a readable picture (cut off?): {error}") from error
 

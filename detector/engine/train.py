@@ -63,21 +63,31 @@ def train(
     if config.data.synthetic is not None:
         ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
     train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
+    if weights is not None and not Path(weights).is_file():
+        raise InputError(f"{weights}: no such weights file")
     state = start_run(config, run_dir, resume=resume)
+    filled = _fill(state, config, weights)
     log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
-    if weights is not None and state.step > 0:
-        log.say(f"{weights}: not used, the run goes on from its own step {state.step}")
-    elif weights is not None:
-        report = load_initial_weights(state.network, weights)
-        if state.ema is not None:
-            state.ema = ExponentialMovingAverage(state.network, config.train.ema_decay)
-        log.say(f"{weights}: {report.summary()}")
+    if filled:
+        log.say(filled)
     for dataset in (train_set, val_set):
         log.say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     try:
         return _run(config, state, log, train_set, val_set, run_dir)
     finally:
         log.close()
+
+
+def _fill(state: RunState, config: ExperimentConfig, weights: str | None) -> str:
+    """Starts a new run from a weights file; returns what to tell the user."""
+    if weights is None:
+        return ""
+    if state.step > 0:
+        return f"{weights}: not used, the run goes on from its own step {state.step}"
+    report = load_initial_weights(state.network, weights)
+    if state.ema is not None:
+        state.ema = ExponentialMovingAverage(state.network, config.train.ema_decay)
+    return f"{weights}: {report.summary()}"
 
 
 def open_split(config: ExperimentConfig, split: str) -> DetectionDataset:

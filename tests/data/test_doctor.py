@@ -76,7 +76,7 @@ def test_errors_for_files(tmp_path: Path) -> None:
 
 
 def test_nothing_to_examine(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no split"):
+    with pytest.raises(InputError, match="no data set recognised"):
         examine(tmp_path)
     with pytest.raises(InputError, match="no such data set"):
         examine(tmp_path / "none.json")

@@ -231,3 +231,30 @@ def test_bccd_as_published(shared: Path) -> None:
 def test_coco_subset(shared: Path) -> None:
     dataset = open_dataset(shared / "data/coco_val126/instances.json")
     assert (len(dataset), len(dataset.labels), int(dataset.crowd.sum()), len(dataset.class_names)) == (126, 886, 7, 80)
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, float("nan"), 4], "x"])
+def test_an_annotation_without_a_box_disturbs_no_evaluation(bbox: object, tmp_path: Path) -> None:
+    path = write_coco(tmp_path, GOOD)
+    content = json.loads(path.read_text())
+    content["annotations"].append({"id": 99, "image_id": 5, "category_id": 17, "bbox": bbox})
+    content["annotations"].append({"id": 98, "category_id": 17, "bbox": [1, 2, 3, 4]})
+    path.write_text(json.dumps(content))
+    dataset = open_dataset(path)
+    assert [problem.rule for problem in dataset.problems] == ["not_finite", "missing_image"]
+    truth, _, _ = dataset.ground_truth()
+    assert len(truth["annotations"]) == 2
+
+
+@pytest.mark.parametrize("names", ["{1: cat, 2: dog}", "[]", "null", "3"])
+def test_yolo_names_that_leave_a_class_open_are_refused(names: str, tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, GOOD)
+    path.write_text(f"names: {names}\ntrain: images/train\n")
+    with pytest.raises(InputError, match="names: expected a list, or a mapping from 0"):
+        open_dataset(path, "train")
+
+
+def test_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]\n")
+    with pytest.raises(InputError, match="is no UTF-8 text"):
+        open_dataset(tmp_path / "data.yaml", "train")

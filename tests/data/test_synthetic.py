@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from detector.config import SyntheticConfig
 from detector.data import open_dataset
 from detector.data.synthetic import Shape, draw_background, draw_shapes, ensure_synthetic_dataset
+from detector.errors import InputError
 
 SMALL = SyntheticConfig(num_train=3, num_val=2, image_hw=(64, 80), seed=5)
 
@@ -27,6 +29,13 @@ def test_same_seed_same_bytes_other_seed_others(tmp_path: Path) -> None:
     assert ensure_synthetic_dataset(tmp_path / "a", replace(SMALL, num_train=4)), "another size is another data set"
     assert len(open_dataset(tmp_path / "a" / "train.json")) == 4
     assert (tmp_path / "a" / "video.mp4").stat().st_size > 1000
+
+
+def test_other_peoples_files_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and not the embedded data set"):
+        ensure_synthetic_dataset(tmp_path, SMALL)
+    assert (tmp_path / "train.json").read_text() == "mine"
 
 
 def test_labels_are_valid_in_every_reader(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,30 @@ def test_a_run_is_not_overwritten(tiny: Make) -> None:
         train(config)
     again = train(config, resume=True)  # finished already: evaluates only
     assert "ap50" in again
+
+
+def test_best_weights_without_their_run_are_not_deleted(tiny: Make) -> None:
+    config = tiny(["train.max_steps=1"])
+    best = Path(config.run_dir or "") / "best.safetensors"
+    best.parent.mkdir()
+    best.write_bytes(b"precious")
+    with pytest.raises(InputError, match="is there without its run"):
+        train(config)
+    assert best.read_bytes() == b"precious"
+
+
+def test_a_picture_that_stops_the_evaluation_costs_no_training(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(tiny_data, root)
+    picture = root / "images/val_00003.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    config = tiny(["train.max_steps=2", f"data.root={root}"])
+    with pytest.raises(InputError, match=r"val_00003.jpg: is not a readable picture"):
+        train(config)
+    assert load_checkpoint(Path(config.run_dir or "") / "last.safetensors").info["step"] == 2
+    picture.write_bytes(whole)
+    assert "ap50" in train(config, resume=True)
 
 
 def test_resume_refuses_another_network(tiny: Make) -> None:
