@@ -33,11 +33,10 @@ def main(arguments: list[str]) -> int:
     if not 0 <= options.score_threshold <= 1:
         raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
 
-    from detector.data.images import IMAGE_SUFFIXES
     from detector.predict import Predictor, find_model
     from detector.structures import Detections
-    from detector.video.pipeline import Sink, run_video
-    from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
+    from detector.video.pipeline import Sink, open_file_sink, run_video
+    from detector.video.sink import WindowSink
     from detector.video.source import Frame, open_source
 
     loaded = find_model(options.model, options.weights, options.names)
@@ -48,19 +47,7 @@ def main(arguments: list[str]) -> int:
     wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed
     sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []
     if options.save:
-        named = Path(options.video or options.image)
-        if named.exists() and options.save.exists() and named.samefile(options.save):
-            raise InputError(f"--save {options.save}: is the source itself; name another place")
-        if source.fps is not None:
-            sinks.append(VideoSink(options.save, source.fps))
-        else:
-            if options.save.suffix.lower() in {".mp4", ".avi", ".mkv"}:
-                raise InputError(
-                    f"--save {options.save}: pictures are saved into a folder, or a .jpg with a grid of them"
-                )
-            one_file = options.save.suffix.lower() in IMAGE_SUFFIXES
-            sinks.append(PictureSink(options.save) if one_file else FolderSink(options.save))
-
+        sinks.append(open_file_sink(source, options.save))
     say(f"weights {loaded.path}")
 
     def print_frame(frame: Frame, detections: Detections) -> None:

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from detector.data.images import IMAGE_SUFFIXES
+from detector.errors import InputError
 from detector.predict import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
-from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
+from detector.video.sink import VIDEO_SUFFIXES, FolderSink, PictureSink, VideoSink, WindowSink
 from detector.video.source import Frame, Source
 
 Sink = VideoSink | FolderSink | PictureSink | WindowSink
@@ -46,6 +49,24 @@ class VideoReport:
             f"{self.frames} frames, {self.detections} detections, {self.frames / self.seconds:.1f} frames/s, "
             f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped"
         )
+
+
+def open_file_sink(source: Source, path: Path) -> Sink:
+    """Where a source's frames are saved: a video for a video, a folder or one picture file for pictures.
+
+    Raises:
+        InputError: a name of the wrong kind, or one that would overwrite what is being read.
+    """
+    pictures = source.fps is None
+    if pictures and path.suffix.lower() in VIDEO_SUFFIXES:
+        raise InputError(f"{path}: pictures are saved into a folder, or a .jpg with a grid of them")
+    into_folder = pictures and path.suffix.lower() not in IMAGE_SUFFIXES
+    for read in source.paths:
+        if (path / read.name if into_folder else path).resolve() == read.resolve():
+            raise InputError(f"{path}: would overwrite {read}, which is being read; name another place")
+    if source.fps is not None:
+        return VideoSink(path, source.fps)
+    return FolderSink(path) if into_folder else PictureSink(path)
 
 
 def run_video(

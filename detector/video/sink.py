@@ -14,13 +14,14 @@ from detector.structures import Image
 
 WINDOW_TITLE = "detector (q quits)"
 MAX_GRID = 16
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv"}
 
 
 class VideoSink:
     """An mp4 file; opened with the first frame, whose size it takes."""
 
     def __init__(self, path: Path, fps: float) -> None:
-        if path.suffix.lower() not in {".mp4", ".avi", ".mkv"}:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise InputError(f"{path}: a video is saved as .mp4, .avi or .mkv")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path

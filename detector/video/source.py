@@ -50,12 +50,14 @@ class Source:
         live: whether frames are dropped when nobody fetches them.
         total: number of frames where it is known.
         dropped: frames that were dropped so far.
+        paths: the files that are read, which nothing may overwrite.
     """
 
     fps: float | None = None
     live: bool = False
     total: int | None = None
     dropped: int = 0
+    paths: tuple[Path, ...] = ()
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -68,11 +70,11 @@ class PictureSource(Source):
     """Picture files, one after the other. A file that cannot be read is an error when its turn comes."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+        self.paths = tuple(paths)
         self.total = len(paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
+        for index, path in enumerate(self.paths):
             yield Frame(read_image(path), path.name, index, time.perf_counter())
 
 
@@ -82,6 +84,7 @@ class VideoSource(Source):
     def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
         self._capture = capture
         self._name = name
+        self.paths = (Path(name),)
         self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.total = count if count > 0 else None

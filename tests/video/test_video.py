@@ -12,7 +12,7 @@ import pytest
 from detector.data.synthetic import write_video
 from detector.errors import InputError
 from detector.predict import Predictor
-from detector.video.pipeline import VideoReport, run_video
+from detector.video.pipeline import VideoReport, open_file_sink, run_video
 from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
 from detector.video.source import LiveSource, open_source
 
@@ -148,3 +148,23 @@ def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(InputError, match="there is no display here; use --save"):
         WindowSink()
+
+
+def test_nothing_that_is_read_is_overwritten(clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
+    for named, target in (
+        (folder, folder),
+        (folder / "*.jpg", folder),
+        (folder / "a.jpg", folder),
+        (folder / "a.jpg", folder / "a.jpg"),
+        (clip, clip),
+    ):
+        with pytest.raises(InputError, match="which is being read"):
+            open_file_sink(open_source(str(named)), target)
+    with pytest.raises(InputError, match="pictures are saved into a folder"):
+        open_file_sink(open_source(str(folder)), tmp_path / "out.mp4")
+    assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out"), FolderSink)
+    assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out.jpg"), PictureSink)
+    assert isinstance(open_file_sink(open_source(str(clip)), tmp_path / "out.mp4"), VideoSink)
