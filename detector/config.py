@@ -146,6 +146,8 @@ class DataConfig(_Strict):
         train: split to train on (for COCO the annotation file below root).
         val: split to evaluate on.
         bad_labels: clip = mend what can be mended and drop the rest; drop = drop every bad object; fail = stop.
+        cache_mb: decoded pictures that each loader process keeps; changes nothing but the speed.
+        timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait for ever.
         synthetic: draw the embedded data set into root; null = the data set is there.
     """
 
@@ -153,6 +155,8 @@ class DataConfig(_Strict):
     train: str
     val: str
     bad_labels: Literal["clip", "drop", "fail"]
+    cache_mb: Natural
+    timeout_seconds: Natural
     synthetic: SyntheticConfig | None
 
 
@@ -208,6 +212,8 @@ class LossConfig(_Strict):
         box: mse | giou | diou | ciou (iou_loss).
         box_weight: iou_normalizer.
         objectness_weight: obj_normalizer.
+        objectness_target: what an anchor that answers shall say: `one`, or the `iou` of its box with the object, so
+            that the better of two boxes scores higher.
         class_weight: cls_normalizer.
         ignore_threshold: background predictions that overlap an object more than this are not punished (ignore_thresh).
         match_threshold: besides the best anchor, every anchor with a size IoU above this answers too; 1 = best only
@@ -218,6 +224,7 @@ class LossConfig(_Strict):
     box: Literal["mse", "giou", "diou", "ciou"]
     box_weight: NonNegative
     objectness_weight: NonNegative
+    objectness_target: Literal["one", "iou"]
     class_weight: NonNegative
     ignore_threshold: Fraction
     match_threshold: Fraction
@@ -245,6 +252,7 @@ class TrainConfig(_Strict):
         ema_decay: of the averaged weights that are evaluated and released; 0 = none.
         precision: fp32 | bf16 | auto (bf16 where the processor computes it natively).
         num_workers: processes that read and augment; changes nothing but the speed.
+        sync_batchnorm: with several processes, normalise with the statistics of all their images.
         log_every: steps between two lines of metrics.jsonl.
         save_every: steps between two writes of last.safetensors.
     """
@@ -265,6 +273,7 @@ class TrainConfig(_Strict):
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["auto", "fp32", "bf16"]
     num_workers: Natural
+    sync_batchnorm: bool
     log_every: Count
     save_every: Count
 

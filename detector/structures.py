@@ -19,16 +19,11 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _require_boxes(boxes_xyxy: Floats, count: int, owner: str) -> None:
-    _require(
-        boxes_xyxy.shape == (count, 4) and boxes_xyxy.dtype == np.float32,
-        f"{owner}.boxes_xyxy: expected float32 ({count}, 4), got {boxes_xyxy.dtype} {boxes_xyxy.shape}",
-    )
+    if not (boxes_xyxy.shape == (count, 4) and boxes_xyxy.dtype == np.float32):
+        raise ValueError(
+            f"{owner}.boxes_xyxy: expected float32 ({count}, 4), got {boxes_xyxy.dtype} {boxes_xyxy.shape}"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,14 +77,14 @@ class Sample:
     image_id: int | str
 
     def __post_init__(self) -> None:
-        _require(
-            self.image.ndim == 3 and self.image.shape[2] == 3 and self.image.dtype == np.uint8,
-            f"Sample.image: expected uint8 (H, W, 3), got {self.image.dtype} {self.image.shape}",
-        )
+        if not (self.image.ndim == 3 and self.image.shape[2] == 3 and self.image.dtype == np.uint8):
+            raise ValueError(f"Sample.image: expected uint8 (H, W, 3), got {self.image.dtype} {self.image.shape}")
         count = len(self.labels)
         _require_boxes(self.boxes_xyxy, count, "Sample")
-        _require(self.labels.dtype == np.int64, f"Sample.labels: expected int64, got {self.labels.dtype}")
-        _require(self.crowd.shape == (count,), f"Sample.crowd: expected ({count},), got {self.crowd.shape}")
+        if not (self.labels.dtype == np.int64):
+            raise ValueError(f"Sample.labels: expected int64, got {self.labels.dtype}")
+        if not (self.crowd.shape == (count,)):
+            raise ValueError(f"Sample.crowd: expected ({count},), got {self.crowd.shape}")
 
 
 @dataclass(frozen=True)
@@ -109,16 +104,16 @@ class Batch:
     image_ids: list[int | str]
 
     def __post_init__(self) -> None:
-        _require(
-            self.images.ndim == 4 and self.images.shape[1] == 3 and self.images.dtype == torch.uint8,
-            f"Batch.images: expected uint8 (B, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}",
-        )
+        if not (self.images.ndim == 4 and self.images.shape[1] == 3 and self.images.dtype == torch.uint8):
+            raise ValueError(
+                f"Batch.images: expected uint8 (B, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+            )
         count = len(self.images)
-        _require(
-            len(self.boxes_xyxy) == len(self.labels) == len(self.image_ids) == count,
-            f"Batch: {count} images, but {len(self.boxes_xyxy)} box lists, {len(self.labels)} label lists, "
-            f"{len(self.image_ids)} ids",
-        )
+        if not (len(self.boxes_xyxy) == len(self.labels) == len(self.image_ids) == count):
+            raise ValueError(
+                f"Batch: {count} images, but {len(self.boxes_xyxy)} box lists, {len(self.labels)} label lists, "
+                f"{len(self.image_ids)} ids"
+            )
 
 
 def _no_boxes() -> Floats:
@@ -153,7 +148,8 @@ class Detections:
     def __post_init__(self) -> None:
         count = len(self.scores)
         _require_boxes(self.boxes_xyxy, count, "Detections")
-        _require(self.labels.shape == (count,), f"Detections.labels: expected ({count},), got {self.labels.shape}")
+        if not (self.labels.shape == (count,)):
+            raise ValueError(f"Detections.labels: expected ({count},), got {self.labels.shape}")
 
     def __len__(self) -> int:
         return len(self.scores)

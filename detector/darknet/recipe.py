@@ -53,7 +53,15 @@ def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> di
             "letterbox": bool(net.integer("letter_box", 0)),
             "align_corners": False,  # Darknet trains on pictures that OpenCV resized
         },
-        "data": {"root": "", "train": "train", "val": "val", "bad_labels": "clip", "synthetic": None},
+        "data": {
+            "root": "",
+            "train": "train",
+            "val": "val",
+            "bad_labels": "clip",
+            "cache_mb": 256,
+            "timeout_seconds": 600,
+            "synthetic": None,
+        },
         "augment": _augment(net, yolo, max(height, width)),
         "loss": _loss(yolo, net),
         "train": _train(net),
@@ -106,6 +114,7 @@ def _loss(yolo: Section, net: Section) -> dict[str, Any]:
         # today's default of .75 also scales mse; the program of 2019 did not
         "box_weight": yolo.number("iou_normalizer", 1.0 if box == "mse" else 0.75),
         "objectness_weight": yolo.number("obj_normalizer", 1),
+        "objectness_target": "one",
         "class_weight": yolo.number("cls_normalizer", 1),
         "ignore_threshold": yolo.number("ignore_thresh", 0.5),
         "match_threshold": yolo.number("iou_thresh", 1),
@@ -134,6 +143,7 @@ def _train(net: Section) -> dict[str, Any]:
         "ema_decay": 0.0,
         "precision": "auto",
         "num_workers": 1,
+        "sync_batchnorm": False,
         "log_every": 10,
         "save_every": 100,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,11 +12,18 @@ from detector.structures import Image, Sample
 CUT_RANGE = (0.2, 0.8)
 
 
-def mosaic(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
+def mosaic(
+    samples: Sequence[Sample], rng: np.random.Generator, recolour: Callable[[Image], Image] | None = None
+) -> Sample:
     """Joins four samples of one size (H, W, 3) to one of that size.
 
     The picture is cut at a point U(.2, .8) of each side; each quarter shows a randomly placed window of one sample at
     its own scale. Objects are clipped to their window. The first sample gives the id.
+
+    Args:
+        samples: four of one size.
+        rng: chooses the cut point and the windows.
+        recolour: applied to each window by itself: what is not shown need not be computed.
 
     Raises:
         ValueError: not four, or of different sizes.
@@ -34,6 +41,9 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
         (cut_x, cut_y, width, height),
     )
     parts = [_place(canvas, sample, quarter, rng) for sample, quarter in zip(samples, quarters, strict=True)]
+    if recolour is not None:
+        for x1, y1, x2, y2 in quarters:
+            canvas[y1:y2, x1:x2] = recolour(canvas[y1:y2, x1:x2])
     return Sample(
         canvas,
         np.concatenate([part.boxes_xyxy for part in parts]),

@@ -14,18 +14,25 @@ from torch.utils.data import Sampler
 from detector.config import MultiScaleConfig
 from detector.structures import Ints
 
+PARTNER_WINDOW = 64
 _ORDER, _SIZE, _AUGMENT = 0, 1, 2
 
 
-def image_index(*, seed: int, step: int, slot: int, batch_size: int, num_images: int) -> int:
-    """The image in a slot: every epoch is a permutation of all images of its own."""
-    position = step * batch_size + slot
+def image_index(*, seed: int, position: int, num_images: int) -> int:
+    """The image at a position (step * batch_size + slot): every epoch is a permutation of all images of its own."""
     return int(_permutation(seed, position // num_images, num_images)[position % num_images])
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num_images: int) -> Ints:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(num_images)
+
+
+def partner_indices(*, seed: int, position: int, num_images: int, count: int, rng: np.random.Generator) -> list[int]:
+    """The images that join the one at `position` in a mosaic: of the positions shortly before, still in a cache."""
+    distances = rng.integers(1, PARTNER_WINDOW + 1, size=count).tolist()
+    places = [position - distance if position >= distance else position + distance for distance in distances]
+    return [image_index(seed=seed, position=place, num_images=num_images) for place in places]
 
 
 def augmentation_rng(*, seed: int, step: int, slot: int) -> np.random.Generator:
@@ -53,18 +60,32 @@ def network_size(
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of (step, slot), one list for each part of a batch, from `start_step` to `end_step`."""
+    """Lists of (step, slot), one list for each part of a batch, from `start_step` to `end_step`.
 
-    def __init__(self, *, start_step: int, end_step: int, batch_size: int, subdivisions: int) -> None:
+    With several ranks (processes that train together) each has its own consecutive slots of every batch, so that all of
+    them together see the batches that one would see alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        start_step: int,
+        end_step: int,
+        batch_size: int,
+        subdivisions: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.start_step = start_step
         self.end_step = end_step
-        self.batch_size = batch_size
-        self.part_size = batch_size // subdivisions
+        self.part_size = batch_size // (subdivisions * num_ranks)
+        per_rank = batch_size // num_ranks
+        self.slots = range(rank * per_rank, (rank + 1) * per_rank)
 
     def __len__(self) -> int:
-        return (self.end_step - self.start_step) * (self.batch_size // self.part_size)
+        return (self.end_step - self.start_step) * (len(self.slots) // self.part_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start_step, self.end_step):
-            for first in range(0, self.batch_size, self.part_size):
+            for first in self.slots[:: self.part_size]:
                 yield [(step, slot) for slot in range(first, first + self.part_size)]

@@ -85,17 +85,17 @@ def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int
     scale = np.array([size_hw[1] / (x2 - x1), size_hw[0] / (y2 - y1)])
     inside = np.array([max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)])
     if (inside[2:] <= inside[:2]).any():
-        canvas = _mean_canvas(sample.image, size_hw)
+        canvas = np.full((*size_hw, 3), _mean_colour(sample.image), np.uint8)
     elif (inside == (x1, y1, x2, y2)).all():
         canvas = _resize(sample.image[y1:y2, x1:x2], size_hw)
     else:
-        canvas = _mean_canvas(sample.image, size_hw)
         place = np.rint((inside.reshape(2, 2) - (x1, y1)) * scale).astype(int)
-        (left, top), (right, bottom) = place[0], np.maximum(place[1], place[0] + 1)
-        part = sample.image[inside[1] : inside[3], inside[0] : inside[2]]
-        canvas[top:bottom, left:right] = _resize(part, (bottom - top, right - left))[
-            : size_hw[0] - top, : size_hw[1] - left
-        ]
+        left, top = np.minimum(place[0], (size_hw[1] - 1, size_hw[0] - 1)).tolist()
+        right, bottom = np.clip(place[1], (left + 1, top + 1), size_hw[::-1]).tolist()
+        part = _resize(sample.image[inside[1] : inside[3], inside[0] : inside[2]], (bottom - top, right - left))
+        borders = (top, size_hw[0] - bottom, left, size_hw[1] - right)
+        grown = cv2.copyMakeBorder(part, *borders, cv2.BORDER_CONSTANT, value=_mean_colour(sample.image))
+        canvas = np.asarray(grown, np.uint8)
     boxes = ((sample.boxes_xyxy.reshape(-1, 2, 2) - (x1, y1)) * scale).reshape(-1, 4)
     return clip_objects(Sample(canvas, boxes.astype(np.float32), sample.labels, sample.crowd, sample.image_id))
 
@@ -192,10 +192,9 @@ def _resize_corners(image: Image, size_hw: tuple[int, int]) -> Image:
     return np.asarray(resized, np.uint8)
 
 
-def _mean_canvas(image: Image, size_hw: tuple[int, int]) -> Image:
-    canvas = np.empty((*size_hw, 3), np.uint8)
-    canvas[:] = np.rint(cv2.mean(image)[:3])
-    return canvas
+def _mean_colour(image: Image) -> tuple[int, ...]:
+    """Of every fourth pixel of every fourth row, which is quicker and hardly another colour."""
+    return tuple(round(value) for value in cv2.mean(np.ascontiguousarray(image[::4, ::4]))[:3])
 
 
 def _widen(window: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

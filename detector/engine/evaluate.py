@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from detector.data.dataset import DetectionDataset
+from detector.engine.distributed import Ranks
 from detector.metrics.coco import CocoEvaluator
 from detector.metrics.darknet_map import DarknetEvaluator
 from detector.predict import Predictor
@@ -43,6 +44,7 @@ def evaluate(
     coco_detections: int = COCO_DETECTIONS,
     progress: bool = False,
     on_image: Callable[[Sample, Detections], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Predicts every image of a data set.
 
@@ -51,24 +53,31 @@ def evaluate(
         dataset: images and objects.
         coco_detections: so many of an image count in COCO's metric, the best ones.
         progress: show a bar on stderr.
-        on_image: called with every image and what was found in it, for plots.
+        on_image: called with every image (of this rank) and what was found in it, for plots.
+        ranks: processes that share the images among them; None = this one alone.
 
     Returns:
-        The evaluation, ready to `compute`.
+        The evaluation, ready to `compute`; on ranks other than the first an empty one.
 
     Raises:
         InputError: a picture cannot be read: a number over part of the data would be no measurement.
     """
     truth, category_ids, image_ids = dataset.ground_truth()
     coco, darknet = CocoEvaluator(truth, category_ids, dataset.class_names), DarknetEvaluator(len(dataset.class_names))
-    for first in tqdm(range(0, len(dataset), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
-        indices = range(first, min(first + BATCH_SIZE, len(dataset)))
+    rank, num_ranks = (ranks.rank, ranks.size) if ranks else (0, 1)
+    mine = range(rank, len(dataset), num_ranks)
+    results: list[tuple[int, Detections]] = []
+    for first in tqdm(range(0, len(mine), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
+        indices = mine[first : first + BATCH_SIZE]
         samples = [dataset.read(index) for index in indices]
         found = predictor.predict_batch([sample.image for sample in samples], darknet_ranks=True)
         for index, sample, detections in zip(indices, samples, found, strict=True):
-            coco.update(image_ids[index], detections.best(coco_detections))
-            real = ~sample.crowd
-            darknet.update(sample.boxes_xyxy[real], sample.labels[real], detections)
+            results.append((index, detections))
             if on_image is not None:
                 on_image(sample, detections)
+    for index, detections in sorted(ranks.gather(results) if ranks else results, key=lambda item: item[0]):
+        coco.update(image_ids[index], detections.best(coco_detections))
+        objects = dataset.objects(index)
+        real = ~dataset.crowd[objects]
+        darknet.update(dataset.boxes_xyxy[objects][real], dataset.labels[objects][real], detections)
     return Evaluation(coco, darknet)

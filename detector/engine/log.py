@@ -28,11 +28,12 @@ class RunLog:
         progress: show a bar on stderr.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, max_steps: int, progress: bool) -> None:
+    def __init__(self, run_dir: Path, start_step: int, max_steps: int, progress: bool) -> None:
+        self.shows_progress = progress
         self._path = run_dir / "metrics.jsonl"
         self._truncate(start_step)
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
-        self.bar = tqdm(total=max_steps, initial=start_step, unit="step", disable=not progress, dynamic_ncols=True)
+        self._bar = tqdm(total=max_steps, initial=start_step, unit="step", disable=not progress, dynamic_ncols=True)
 
     def _truncate(self, start_step: int) -> None:
         if not self._path.is_file():
@@ -40,6 +41,11 @@ class RunLog:
         lines = self._path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= start_step]  # type: ignore[operator]
         write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode())
+
+    def advance(self, state: str) -> None:
+        """One step more on the bar, with a few words behind it."""
+        self._bar.update()
+        self._bar.set_postfix_str(state, refresh=False)
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
         """Appends one line, and its numbers as TensorBoard scalars, after step `step` (counted from 1)."""
@@ -59,11 +65,35 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """A line for people, on stderr, above the bar."""
-        self.bar.write(message, file=sys.stderr)
+        self._bar.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        self.bar.close()
+        self._bar.close()
         self._writer.close()
+
+
+class SilentLog:
+    """The log of a rank that is not the first: nothing is written."""
+
+    shows_progress = False
+
+    def advance(self, state: str) -> None:
+        pass
+
+    def write(self, step: int, record: Mapping[str, Any]) -> None:
+        pass
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _step_of(line: str) -> int | None:

@@ -12,6 +12,7 @@ from torch import nn
 from detector.build import build_network
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
 from detector.config import ExperimentConfig, to_yaml
+from detector.engine.distributed import Ranks
 from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.optim import build_optimizer
 from detector.errors import InputError
@@ -61,14 +62,43 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
-def start_run(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunState:
-    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for."""
+def start_run(config: ExperimentConfig, ranks: Ranks, *, resume: bool) -> RunState:
+    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for.
+
+    Rank 0 reads and writes the files; the others get its state.
+    """
+    state = fresh_state(config, ranks.device)
+    if ranks.first:
+        _open_run_dir(state, config, resume=resume)
+    _share(state, ranks)
+    return state
+
+
+def fresh_state(config: ExperimentConfig, device: torch.device) -> RunState:
+    """The state before the first step."""
     torch.manual_seed(config.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the CUDA path has not been run yet
     network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
     network.train()
     ema = ExponentialMovingAverage(network, config.train.ema_decay) if config.train.ema_decay else None
-    state = RunState(network, build_optimizer(network, config.train), ema)
+    return RunState(network, build_optimizer(network, config.train), ema)
+
+
+def _share(state: RunState, ranks: Ranks) -> None:
+    """Gives all ranks the state of rank 0."""
+    state.step, state.best, state.window = ranks.agree((state.step, state.best, state.window))
+    ranks.copy_first(state.network.state_dict().values())
+    if state.ema is not None:
+        ranks.copy_first(state.ema.average.state_dict().values())
+    if state.step == 0:
+        return
+    for parameter in state.network.parameters():
+        buffer = state.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        ranks.copy_first([buffer])
+
+
+def _open_run_dir(state: RunState, config: ExperimentConfig, *, resume: bool) -> None:
+    """Restores what the run's folder holds, or makes it ready for a new run. Raises: InputError."""
+    run_dir = Path(config.run_dir or "")
     last = run_dir / "last.safetensors"
     if last.exists() and not resume:
         raise InputError(
@@ -83,7 +113,6 @@ def start_run(config: ExperimentConfig, run_dir: Path, *, resume: bool) -> RunSt
         for leftover in (best, run_dir / "metrics.jsonl"):  # of a run that was killed before its first checkpoint
             leftover.unlink(missing_ok=True)
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
-    return state
 
 
 def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, path: Path) -> None:

@@ -8,32 +8,47 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from detector.build import build_decoder
 from detector.config import ExperimentConfig
 from detector.data import open_dataset
-from detector.data.collate import build_loader
 from detector.data.dataset import DetectionDataset, summarize
+from detector.data.loader import training_batches
 from detector.data.synthetic import ensure_synthetic_dataset
+from detector.engine.distributed import Ranks, join_ranks, restarted_by_torchrun
 from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.evaluate import MAX_DETECTIONS, evaluate
 from detector.engine.finetune import load_initial_weights
-from detector.engine.log import RunLog
+from detector.engine.log import RunLog, SilentLog
+from detector.engine.memory import keep_freed_memory
 from detector.engine.optim import learning_rate_at
 from detector.engine.state import TERMS, RunState, save_state, save_weights, start_run
+from detector.engine.step import TrainingStep
 from detector.errors import InputError
-from detector.loss import LossTerms, YoloLoss
-from detector.predict import Predictor, to_network_input
+from detector.predict import Predictor
 from detector.render import draw, tile
 from detector.structures import Batch, Detections, Image, Sample
 
 NUM_PICTURES = 8
+
+
+class Stopwatch:
+    """An iterator that adds up how long its reader waited."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self._batches)
+        self.seconds += time.perf_counter() - started
+        return batch
 
 
 class InterruptedRunError(Exception):
@@ -60,22 +75,37 @@ def train(
     """
     assert config.run_dir is not None, "load_config sets it"
     run_dir = Path(config.run_dir)
-    if config.data.synthetic is not None:
-        ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
-    train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
-    if weights is not None and not Path(weights).is_file():
-        raise InputError(f"{weights}: no such weights file")
-    state = start_run(config, run_dir, resume=resume)
-    filled = _fill(state, config, weights)
-    log = RunLog(run_dir, start_step=state.step, max_steps=config.train.max_steps, progress=progress)
-    if filled:
-        log.say(filled)
-    for dataset in (train_set, val_set):
-        log.say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
-    try:
-        return _run(config, state, log, train_set, val_set, run_dir)
-    finally:
-        log.close()
+    keep_freed_memory()
+    with join_ranks() as ranks:
+        _check_ranks(config, ranks)
+        if ranks.first and config.data.synthetic is not None:
+            ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
+        ranks.wait()
+        train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
+        if weights is not None and not Path(weights).is_file():
+            raise InputError(f"{weights}: no such weights file")
+        state = start_run(config, ranks, resume=resume or restarted_by_torchrun())
+        filled = _fill(state, config, weights)
+        log = RunLog(run_dir, state.step, config.train.max_steps, progress) if ranks.first else SilentLog()
+        if filled:
+            log.say(filled)
+        for dataset in (train_set, val_set):
+            problems = summarize(dataset.problems)
+            log.say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {problems}")
+        try:
+            return _run(config, state, log, train_set, val_set, ranks)
+        finally:
+            log.close()
+
+
+def _check_ranks(config: ExperimentConfig, ranks: Ranks) -> None:
+    settings = config.train
+    parts = ranks.size * settings.subdivisions
+    if settings.batch_size % parts:
+        raise InputError(
+            f"train.batch_size {settings.batch_size} cannot be shared by {ranks.size} processes in "
+            f"{settings.subdivisions} parts; make it a multiple of {parts}"
+        )
 
 
 def _fill(state: RunState, config: ExperimentConfig, weights: str | None) -> str:
@@ -98,162 +128,106 @@ def open_split(config: ExperimentConfig, split: str) -> DetectionDataset:
 def _run(
     config: ExperimentConfig,
     state: RunState,
-    log: RunLog,
+    log: RunLog | SilentLog,
     train_set: DetectionDataset,
     val_set: DetectionDataset,
-    run_dir: Path,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """The loop over the optimiser steps."""
-    settings = config.train
-    step_function = _StepFunction(config, state)
-    batches = iter(build_loader(train_set, config, start_step=state.step, end_step=settings.max_steps))
+    settings, run_dir = config.train, Path(config.run_dir or "")
+    step_function = TrainingStep(config, state, ranks)
+    source = training_batches(
+        train_set,
+        config,
+        start_step=state.step,
+        end_step=settings.max_steps,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+        report=run_dir / f"stuck_loader_{ranks.rank}.txt",
+    )
+    batches = Stopwatch(source)
     metrics: dict[str, Any] = {}
     busy_seconds, first_step = 0.0, state.step
-    with _deferred_interrupt() as interrupted:
+    with _deferred_interrupt() as received, closing(source):
         while state.step < settings.max_steps:
             started = time.perf_counter()
-            terms = step_function(batches)
+            *sums, interrupted = ranks.sum([*step_function(batches).values(), len(received)])
             busy_seconds += time.perf_counter() - started
             state.step += 1
-            images_per_second = (state.step - first_step) * settings.batch_size / busy_seconds
-            _report(
-                state, log, terms, images_per_second, settings.log_every, learning_rate_at(state.step - 1, settings)
-            )
+            done = state.step - first_step
+            speeds = {
+                "images_per_second": done * settings.batch_size / busy_seconds,
+                "share_waiting": batches.seconds / busy_seconds,
+            }
+            _report(state, log, dict(zip(TERMS, sums, strict=True)), speeds, config)
             last = state.step == settings.max_steps
             if last or (config.evaluate.every and state.step % config.evaluate.every == 0):
                 try:
-                    metrics = _evaluate(config, state, log, val_set, run_dir)
+                    metrics = _evaluate(config, state, log, val_set, ranks)
                 except Exception:
-                    save_state(run_dir / "last.safetensors", config, state)  # a bad picture costs no training
+                    _save(config, state, ranks)  # a bad picture costs no training
                     raise
             if last or interrupted or state.step % settings.save_every == 0:
-                save_state(run_dir / "last.safetensors", config, state)
+                _save(config, state, ranks)
             if interrupted and not last:
                 raise InterruptedRunError(f"stopped after step {state.step}; the same command with --resume goes on")
     if not metrics:  # resumed after the last step: measured again, recorded already
-        metrics = _measure(config, state, log, val_set)[0]
+        metrics = _measure(config, state, log, val_set, ranks)[0]
     done = (state.step - first_step) * settings.batch_size
     return {**metrics, "images_per_second": done / busy_seconds if done else None}
 
 
-class _StepFunction:
-    """One optimiser step: forward, loss and backward for each part of the batch, then SGD and averaging."""
-
-    def __init__(self, config: ExperimentConfig, state: RunState) -> None:
-        self.config = config
-        self.state = state
-        self.loss = build_loss(config, state.network)
-        self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
-
-    def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
-        state, settings = self.state, self.config.train
-        rate = learning_rate_at(state.step, settings)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(TERMS, 0.0)
-        for _ in range(settings.subdivisions):
-            batch = next(batches)
-            terms = self._forward(batch)
-            for name in TERMS:
-                value = float(getattr(terms, name).detach())
-                _require_finite(value, name, state.step, batch)
-                sums[name] += value
-            terms.total().backward()  # type: ignore[no-untyped-call]
-        state.optimizer.step()
-        if state.ema is not None:
-            state.ema.update(state.network, state.step)
-        return sums
-
-    def _forward(self, batch: Batch) -> LossTerms:
-        device = next(self.state.network.parameters()).device
-        images = to_network_input(batch.images, device)  # (B, 3, H, W)
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            raw_maps = self.state.network(images)
-        return self.loss(
-            [raw_map.float() for raw_map in raw_maps],
-            [boxes.to(device) for boxes in batch.boxes_xyxy],
-            [labels.to(device) for labels in batch.labels],
-            batch_size=self.config.train.batch_size,
-        )
-
-
-def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
-    """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
-    decoder = build_decoder(config.model, network)
-    if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
-        raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
-    return YoloLoss(
-        anchors_wh=torch.stack(list(decoder.anchors_wh)).to(next(network.parameters()).device),
-        strides=decoder.strides,
-        num_classes=config.model.num_classes,
-        scale_xy=decoder.scale_xy,
-        box=config.loss.box,
-        box_weight=config.loss.box_weight,
-        objectness_weight=config.loss.objectness_weight,
-        class_weight=config.loss.class_weight,
-        ignore_threshold=config.loss.ignore_threshold,
-        match_threshold=config.loss.match_threshold,
-        label_smoothing=config.loss.label_smoothing,
-    )
-
-
-def use_bf16(precision: str) -> bool:
-    """Whether to compute in bfloat16; `auto` asks the processor, or the GPU where there is one."""
-    if precision == "auto":
-        if torch.cuda.is_available():
-            return bool(torch.cuda.is_bf16_supported())
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
-    return precision == "bf16"
-
-
-def _require_finite(value: float, term: str, step: int, batch: Batch) -> None:
-    if value - value != 0:
-        raise InputError(
-            f"step {step + 1}: the {term} loss is {value}, images {batch.image_ids}; lower train.learning_rate, "
-            "lengthen train.burn_in, or look at these images with tools/doctor.py"
-        )
+def _save(config: ExperimentConfig, state: RunState, ranks: Ranks) -> None:
+    if ranks.first:
+        save_state(Path(config.run_dir or "") / "last.safetensors", config, state)
 
 
 def _report(
-    state: RunState, log: RunLog, terms: dict[str, float], images_per_second: float, every: int, rate: float
+    state: RunState,
+    log: RunLog | SilentLog,
+    terms: dict[str, float],
+    speeds: dict[str, float],
+    config: ExperimentConfig,
 ) -> None:
-    """Advances the bar; every `every` steps writes the mean loss terms since the last line."""
+    """Advances the bar; every `log_every` steps writes the mean loss terms since the last line."""
     for name in TERMS:
         state.window[name] += terms[name]
     state.window["steps"] += 1
-    log.bar.update()
-    log.bar.set_postfix_str(
-        " ".join(f"{name[:3]} {terms[name]:.2f}" for name in TERMS) + f" {images_per_second:.1f} img/s", refresh=False
+    log.advance(
+        " ".join(f"{name[:3]} {terms[name]:.2f}" for name in TERMS) + f" {speeds['images_per_second']:.1f} img/s"
     )
-    if state.step % every == 0:
+    if state.step % config.train.log_every == 0:
         count = state.window["steps"]
         means = {f"loss/{name}": state.window[name] / count for name in TERMS}
+        rate = learning_rate_at(state.step - 1, config.train)
         log.write(state.step, {**means, "loss/total": sum(means.values()), "learning_rate": rate})
-        log.scalar("speed/images_per_second", images_per_second, state.step)
+        for name, value in speeds.items():
+            log.scalar(f"speed/{name}", value, state.step)
         state.window.update(dict.fromkeys(state.window, 0.0))
 
 
 def _evaluate(
-    config: ExperimentConfig, state: RunState, log: RunLog, dataset: DetectionDataset, run_dir: Path
+    config: ExperimentConfig, state: RunState, log: RunLog | SilentLog, dataset: DetectionDataset, ranks: Ranks
 ) -> dict[str, Any]:
     """Measures and records; keeps the network as best.safetensors when it is the best so far."""
-    metrics, pictures = _measure(config, state, log, dataset)
+    metrics, pictures = _measure(config, state, log, dataset, ranks)
     log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if not isinstance(value, dict)})
     log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
     log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
     value = metrics[config.evaluate.metric]
     if value is not None and value > state.best:
         state.best = value
-        save_weights(run_dir / "best.safetensors", config, state, metrics)
+        if ranks.first:
+            save_weights(Path(config.run_dir or "") / "best.safetensors", config, state, metrics)
     return metrics
 
 
 def _measure(
-    config: ExperimentConfig, state: RunState, log: RunLog, dataset: DetectionDataset
+    config: ExperimentConfig, state: RunState, log: RunLog | SilentLog, dataset: DetectionDataset, ranks: Ranks
 ) -> tuple[dict[str, Any], list[Image]]:
     """Metrics of the network that would be released, and some pictures with its detections."""
     settings = config.evaluate
+    ranks.copy_first(state.evaluated_network().buffers())  # statistics differ from rank to rank, weights do not
     predictor = Predictor.from_network(
         state.evaluated_network(),
         config.model,
@@ -272,10 +246,11 @@ def _measure(
         predictor,
         dataset,
         coco_detections=settings.max_detections,
-        progress=not log.bar.disable,
+        progress=log.shows_progress,
         on_image=keep_picture,
+        ranks=ranks,
     )
-    return evaluation.compute(), pictures
+    return ranks.agree(evaluation.compute() if ranks.first else {}), pictures
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from detector.models.layers import concatenate
 
 
 class CrossStagePartial(nn.Module):
@@ -25,5 +26,5 @@ class CrossStagePartial(nn.Module):
         self.fusion = fusion
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fusion(torch.cat((self.block_path(x), self.bypass_path(x)), dim=1))
+        out: Tensor = self.fusion(concatenate(self.block_path(x), self.bypass_path(x)))
         return out

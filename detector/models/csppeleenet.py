@@ -6,11 +6,10 @@ No cfg of it is public. The layers below are those whose cost equals the bars of
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from detector.models.csp import CrossStagePartial
-from detector.models.layers import ConvBN
+from detector.models.layers import ConvBN, concatenate
 
 STEM_CHANNELS = 64
 GROWTH = 32
@@ -35,7 +34,7 @@ class TwoWayDenseLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x, self.deep(x), self.shallow(x)), dim=1)
+        return concatenate(x, self.deep(x), self.shallow(x))
 
 
 class Stem(nn.Module):
@@ -56,7 +55,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.entry(images)
-        return torch.cat((self.convolved(x), self.pooled(x)), dim=1)
+        return concatenate(self.convolved(x), self.pooled(x))
 
 
 def dense_stage(base: int, *, bypass: int, num_layers: int, bottleneck: int, activation: str) -> CrossStagePartial:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from detector.models.layers import ConvBN, Maxout, SpatialAttention, upsample2
+from detector.models.layers import ConvBN, Maxout, SpatialAttention, concatenate, upsample2
 
 
 class ExactFusionModel(nn.Module):
@@ -71,12 +70,12 @@ class ExactFusionModel(nn.Module):
         c2, c3, c4, c5 = maps
         c3 = self.maxout_c3(c3)  # 64 channels, stride 8
         l5 = self.lateral5(c5)  # 128, 32
-        l4 = self.lateral4(torch.cat((self.up(l5), self.maxout_c4(c4)), 1))  # 64, 16
-        p4 = self.pyramid4(torch.cat((l4, self.down3(c3)), 1))  # 64, 16
+        l4 = self.lateral4(concatenate(self.up(l5), self.maxout_c4(c4)))  # 64, 16
+        p4 = self.pyramid4(concatenate(l4, self.down3(c3)))  # 64, 16
         d2 = self.down2(self.maxout_c2(c2))  # 32, 8
-        f3 = torch.cat((self.lateral3(c3), d2, self.up(p4)), 1)  # 128, 8
-        f4 = torch.cat((self.next4(f3), p4, self.up(l5)), 1)  # 256, 16
-        f5 = torch.cat((self.next5(f4), l5), 1)  # 256, 32
+        f3 = concatenate(self.lateral3(c3), d2, self.up(p4))  # 128, 8
+        f4 = concatenate(self.next4(f3), p4, self.up(l5))  # 256, 16
+        f5 = concatenate(self.next5(f4), l5)  # 256, 32
         return self.fuse3(f3), self.fuse4(f4), self.fuse5(f5)
 
 

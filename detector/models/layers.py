@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -78,8 +80,38 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        groups = x.view(batch, channels // self.out_channels, self.out_channels, height, width)
-        return groups.amax(dim=1)  # (B, out_channels, H, W)
+        groups = channels // self.out_channels
+        if self.training:
+            # The same maximum as a pooling of one row per place: its gradient is about ten times quicker than amax's.
+            places = x.permute(0, 2, 3, 1).reshape(batch, height * width, groups, self.out_channels)
+            pooled = max_pool2d(places.permute(0, 3, 1, 2), (1, groups))  # (B, out_channels, H * W, 1)
+            return pooled.view(batch, self.out_channels, height, width)
+        return x.view(batch, groups, self.out_channels, height, width).amax(dim=1)  # (B, out_channels, H, W)
+
+
+class _Concatenation(torch.autograd.Function):
+    """`torch.cat` along the channels whose gradients are dense tensors instead of views into one.
+
+    A gradient of 16 of 96 channels that is only a view makes LeakyReLU's backward 30 times slower on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        ctx.channels = [map_.shape[1] for map_ in maps]
+        return torch.cat(maps, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        parts = torch.split(gradient, ctx.channels, dim=1)
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in parts)
+
+
+def concatenate(*maps: Tensor) -> Tensor:
+    """Maps (B, C_i, H, W) -> (B, sum of C_i, H, W): `torch.cat` along the channels, with a quicker gradient."""
+    if torch.is_grad_enabled():
+        joined: Tensor = _Concatenation.apply(*maps)
+        return joined
+    return torch.cat(maps, dim=1)
 
 
 class SpatialAttention(nn.Module):

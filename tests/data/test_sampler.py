@@ -8,17 +8,16 @@ import pytest
 import torch
 
 from detector.config import ExperimentConfig, MultiScaleConfig
-from detector.data.collate import TrainingSamples, build_loader
+from detector.data.loader import training_batches
 from detector.data.sampler import StepSampler, image_index, network_size
+from detector.data.samples import TrainingSamples
 from detector.data.synthetic import CLASS_NAMES
 from detector.engine.train import open_split
 from detector.structures import Batch
 
 
 def test_every_epoch_shows_every_image_once() -> None:
-    indices = [
-        image_index(seed=1, step=step, slot=slot, batch_size=4, num_images=10) for step in range(5) for slot in range(4)
-    ]
+    indices = [image_index(seed=1, position=position, num_images=10) for position in range(20)]
     assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
     assert indices[:10] != indices[10:]
 
@@ -42,7 +41,7 @@ def test_step_sampler_splits_a_batch_into_parts() -> None:
 
 
 def batches(config: ExperimentConfig, start: int, end: int) -> list[Batch]:
-    return list(build_loader(open_split(config, "train"), config, start_step=start, end_step=end))
+    return list(training_batches(open_split(config, "train"), config, start_step=start, end_step=end))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -85,7 +84,7 @@ def test_an_unreadable_picture_is_replaced_and_reported(
     dataset = open_split(config, "train")
     broken = replace(dataset, paths=[Path("/none.jpg"), *dataset.paths[1:]])
     samples = TrainingSamples(broken, config)
-    assert samples._read(0).image_id == dataset.image_ids[1]
+    assert samples._read(0, (64, 64)).image_id == dataset.image_ids[1]
     assert "/none.jpg: cannot be read" in caplog.text
     with pytest.raises(InputError, match="cannot be read"):
-        TrainingSamples(broken, tiny(["data.bad_labels=fail"]))._read(0)
+        TrainingSamples(broken, tiny(["data.bad_labels=fail"]))._read(0, (64, 64))

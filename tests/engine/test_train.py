@@ -18,9 +18,11 @@ import torch
 
 from detector.checkpoint import load_checkpoint
 from detector.config import ExperimentConfig, to_yaml
+from detector.data import open_dataset
 from detector.engine.ema import ExponentialMovingAverage, decay_at
 from detector.engine.optim import build_optimizer, learning_rate_at
-from detector.engine.train import InterruptedRunError, train, use_bf16
+from detector.engine.step import use_bf16
+from detector.engine.train import InterruptedRunError, train
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 
@@ -36,7 +38,7 @@ def digest(run_dir: str | None, name: str = "last.safetensors") -> str:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Sends this process a real SIGINT in the middle of a step."""
-    import detector.engine.train as module
+    import detector.engine.step as module
 
     original, sent = module.learning_rate_at, []
 
@@ -134,10 +136,16 @@ def test_resume_refuses_another_network(tiny: Make) -> None:
         train(tiny(["train.max_steps=1", "model.attention=none"]), resume=True)
 
 
-def test_a_loss_that_is_not_finite_names_step_term_and_images(tiny: Make) -> None:
-    config = tiny(["train.learning_rate=1e30", "train.burn_in=0", "train.precision=fp32"])
-    with pytest.raises(InputError, match=r"step \d+: the (box|objectness|classification) loss is .*images \[\d+"):
+def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_batch(tiny: Make) -> None:
+    config = tiny(["train.learning_rate=1e30", "train.burn_in=0", "train.precision=fp32", "train.max_steps=9"])
+    with pytest.raises(InputError, match=r"step \d+: the first value .* is in .*, images \[\d+.*, saved in") as caught:
         train(config)
+    (folder,) = Path(config.run_dir or "").glob("nonfinite_step_*")
+    assert str(folder) in str(caught.value)
+    saved = open_dataset(folder / "instances.json")
+    assert len(saved) == config.train.batch_size // config.train.subdivisions
+    assert set(saved.class_names) == set(config.model.class_names)
+    assert saved.read(0).image.shape[:2] == config.preprocess.size_hw
 
 
 def test_what_a_run_leaves_behind(trained_run: Path) -> None:
@@ -213,8 +221,9 @@ def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
 
 def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
     """Without normalisation's batch statistics the parts add up to the whole; here: the loss terms they are made of."""
-    from detector.data.collate import build_loader
-    from detector.engine.train import build_loss, open_split
+    from detector.data.loader import training_batches
+    from detector.engine.step import build_loss
+    from detector.engine.train import open_split
     from detector.models import build_detector
     from detector.predict import to_network_input
 
@@ -224,7 +233,7 @@ def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
         torch.manual_seed(0)
         network = build_detector(config.model).eval()
         loss = build_loss(config, network)
-        loader = build_loader(open_split(config, "train"), config, start_step=0, end_step=1)
+        loader = training_batches(open_split(config, "train"), config, start_step=0, end_step=1)
         with torch.no_grad():
             terms = [
                 loss(

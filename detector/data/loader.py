@@ -1,0 +1,138 @@
+"""Batches for training, read and augmented by worker processes."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from detector.config import ExperimentConfig
+from detector.data.collate import collate
+from detector.data.dataset import DetectionDataset
+from detector.data.sampler import StepSampler
+from detector.data.samples import TrainingSamples
+from detector.data.watch import ReadingWatch
+from detector.errors import InputError
+from detector.structures import Batch
+
+
+def training_batches(
+    dataset: DetectionDataset,
+    config: ExperimentConfig,
+    *,
+    start_step: int,
+    end_step: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+    report: Path | None = None,
+) -> Generator[Batch]:
+    """Batches (in `train.subdivisions` parts) from `start_step` to `end_step`; the same ones for any num_workers.
+
+    Args:
+        dataset: to draw from.
+        config: of the experiment.
+        start_step: the first optimiser step, counted from 0.
+        end_step: the step after the last one.
+        rank: which share of every batch is read, for processes that train together.
+        num_ranks: how many shares there are.
+        report: where the stacks go when no batch comes for `data.timeout_seconds`.
+
+    Raises:
+        InputError: a picture cannot be read and data.bad_labels is `fail`, or no batch came in time.
+    """
+    watch = ReadingWatch()
+    workers, seconds = config.train.num_workers, config.data.timeout_seconds
+    loader = DataLoader(
+        TrainingSamples(dataset, config, watch),
+        batch_sampler=StepSampler(
+            start_step=start_step,
+            end_step=end_step,
+            batch_size=config.train.batch_size,
+            subdivisions=config.train.subdivisions,
+            rank=rank,
+            num_ranks=num_ranks,
+        ),
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=partial(_init_worker, watch),
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        timeout=seconds if workers else 0,
+    )
+    batches: Iterator[Batch] | None = iter(loader)
+    try:
+        for _ in range(len(loader)):
+            assert batches is not None
+            if workers:
+                try:
+                    batch = next(batches)
+                except InputError as error:  # comes with the worker's traceback in its text
+                    raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
+                except RuntimeError as error:
+                    raise _explained(error, watch, seconds, report) from error
+            else:
+                with _alarm(seconds, watch, report):
+                    batch = next(batches)
+            yield batch
+    finally:
+        batches = None
+        watch.kill()  # none shall outlive this: they ignore the signals that end a process politely
+        watch.close()
+
+
+def _init_worker(watch: ReadingWatch, worker: int) -> None:
+    """One thread for each worker: they already run side by side."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides when to stop
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    watch.start(worker)
+
+
+def _explained(error: RuntimeError, watch: ReadingWatch, seconds: int, report: Path | None) -> Exception:
+    """The error of a loader whose worker hangs or was killed, in words; any other error as it is."""
+    if "timed out" in str(error):
+        reading, stacks = watch.report()
+        watch.kill()
+        return _stuck(reading, stacks, seconds, report)
+    if "killed by signal" in str(error):
+        return InputError(
+            f"a loader process was killed ({str(error).splitlines()[0].strip()}): the machine is probably out of "
+            "memory; lower train.num_workers or data.cache_mb"
+        )
+    return error
+
+
+def _stuck(reading: str, stacks: str, seconds: int, report: Path | None) -> InputError:
+    where = ""
+    if report is not None:
+        report.write_text(stacks, encoding="utf-8")
+        where = f"; stacks in {report}"
+    return InputError(
+        f"the loader gave no batch for {seconds} s: {reading}{where}; look at that file and its disk, or raise "
+        "data.timeout_seconds"
+    )
+
+
+@contextmanager
+def _alarm(seconds: int, watch: ReadingWatch, report: Path | None) -> Iterator[None]:
+    """Interrupts what the main process does inside when it takes too long."""
+
+    def ring(_: int, frame: FrameType | None) -> None:
+        raise _stuck(watch.reading or "not in a picture file", "".join(traceback.format_stack(frame)), seconds, report)
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,195 @@
+"""How fast training is here: the loader stage by stage, the steps beside plain fp32 ones and the machine's peak.
+
+Legend: B images of a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from detector.analysis.complexity import measure_complexity, total_complexity
+from detector.build import build_network
+from detector.config import ExperimentConfig
+from detector.data.collate import collate
+from detector.data.dataset import DetectionDataset
+from detector.data.samples import TrainingSamples
+from detector.engine.distributed import Ranks
+from detector.engine.memory import keep_freed_memory
+from detector.engine.state import fresh_state
+from detector.engine.step import TrainingStep
+from detector.structures import Batch
+
+_PEAK_SIDE = 2048
+_TRAINING_COST = 3
+"""A step computes the forward pass once and its cost twice again for the gradients."""
+
+
+def loader_table(config: ExperimentConfig, dataset: DetectionDataset, *, num_images: int) -> dict[str, Any]:
+    """Milliseconds for an image in one loader process, by stage, once without and once with a filled cache.
+
+    Args:
+        config: of the experiment.
+        dataset: to read.
+        num_images: to measure over, at least one batch.
+
+    Returns:
+        `cold` and `warm`, each: read, decode, augment, mosaic, collate, total (ms), images_per_second.
+    """
+    samples = TrainingSamples(dataset, config)
+    batch_size = config.train.batch_size
+    num_steps = max(num_images // batch_size, 1)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {
+            name: _time_loader(samples, range(start, start + num_steps), batch_size)
+            for name, start in (("cold", 0), ("warm", num_steps))
+        }
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _time_loader(samples: TrainingSamples, steps: range, batch_size: int) -> dict[str, float]:
+    before, collating = dict(samples.stage_seconds), 0.0
+    started = time.perf_counter()
+    for step in steps:
+        batch = [samples[(step, slot)] for slot in range(batch_size)]
+        collate_started = time.perf_counter()
+        collate(batch)
+        collating += time.perf_counter() - collate_started
+    elapsed = time.perf_counter() - started
+    count = len(steps) * batch_size
+    stages = {name: seconds - before[name] for name, seconds in samples.stage_seconds.items()}
+    row = {name: 1e3 * seconds / count for name, seconds in {**stages, "collate": collating, "total": elapsed}.items()}
+    return {**row, "images_per_second": count / elapsed}
+
+
+def training_table(config: ExperimentConfig, *, rounds: int) -> dict[str, Any]:
+    """Images per second of the config's training steps and of plain fp32 ones, taken in turns.
+
+    Plain: the same network in fp32, PyTorch's default memory format. Batches are random and ready in memory.
+
+    Args:
+        config: of the experiment; batch size, network size and precision are its own.
+        rounds: of one step each for either side, after two for warming up.
+
+    Returns:
+        rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
+    """
+    keep_freed_memory()
+    # The plain side has none of what makes the other one quick, but for the memory that is kept: that is the process's.
+    sides = {
+        "fp32": _Steps(replace(config, train=replace(config.train, precision="fp32")), torch.contiguous_format),
+        "ours": _Steps(config, torch.channels_last),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    peak = 0.0
+    for number in range(rounds + 2):
+        peak = max(peak, _matrix_product_gflops(torch.bfloat16))
+        for name, steps in sides.items():
+            elapsed = steps.run()
+            if number >= 2:
+                seconds[name].append(elapsed)
+    cost = _TRAINING_COST * _forward_gflop(config) * config.train.batch_size
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = {
+        name: {
+            "images_per_second": config.train.batch_size / median,
+            "gflops": cost / median,
+            "share_of_peak": cost / median / peak,
+        }
+        for name, median in medians.items()
+    }
+    ratios = [a / b for a, b in zip(seconds["fp32"], seconds["ours"], strict=True)]
+    return {
+        **rows,
+        "speedup": statistics.median(ratios),
+        "peak_gflops": peak,
+        "gflop_per_image": cost / config.train.batch_size,
+        "batch_size": config.train.batch_size,
+        "size_hw": list(config.preprocess.size_hw),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _Steps:
+    """Training steps on a random batch."""
+
+    def __init__(self, config: ExperimentConfig, memory_format: torch.memory_format) -> None:
+        device = torch.device("cpu")
+        self.state = fresh_state(config, device)
+        self.state.network.to(memory_format=memory_format)
+        self.step = TrainingStep(config, self.state, Ranks(0, 1, device))
+        self.batches = itertools.repeat(random_batch(config))
+
+    def run(self) -> float:
+        """Seconds of one step."""
+        started = time.perf_counter()
+        self.step(self.batches)
+        self.state.step += 1
+        return time.perf_counter() - started
+
+
+def random_batch(config: ExperimentConfig, objects: int = 15) -> Batch:
+    """Noise with boxes at random places, for one part of a step."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = config.preprocess.size_hw
+    count = config.train.batch_size // config.train.subdivisions
+    corner = torch.rand(count, objects, 2, generator=generator) * torch.tensor([width * 0.8, height * 0.8])
+    extent = (0.05 + 0.15 * torch.rand(count, objects, 2, generator=generator)) * min(height, width)
+    labels = torch.randint(config.model.num_classes, (count, objects), generator=generator)
+    return Batch(
+        images=torch.randint(256, (count, height, width, 3), dtype=torch.uint8, generator=generator).permute(
+            0, 3, 1, 2
+        ),
+        boxes_xyxy=list(torch.cat((corner, corner + extent), dim=2)),
+        labels=list(labels),
+        image_ids=list(range(count)),
+    )
+
+
+def _matrix_product_gflops(dtype: torch.dtype) -> float:
+    """What one large product of square matrices achieves on this machine."""
+    left, right = (torch.ones(_PEAK_SIDE, _PEAK_SIDE, dtype=dtype) for _ in range(2))
+    torch.mm(left, right)
+    started = time.perf_counter()
+    torch.mm(left, right)
+    return 2 * _PEAK_SIDE**3 / (time.perf_counter() - started) / 1e9
+
+
+def _forward_gflop(config: ExperimentConfig) -> float:
+    network = build_network(config.model)
+    costs = measure_complexity(network, config.preprocess.size_hw)
+    return total_complexity(network, costs).bflops
+
+
+def loader_text(table: dict[str, Any], num_workers: int) -> str:
+    """`loader_table` for people."""
+    stages = ("read", "decode", "augment", "mosaic", "collate", "total")
+    lines = [f"{'ms per image':<14}" + "".join(f"{stage:>9}" for stage in stages) + f"{'images/s per worker':>22}"]
+    for name, row in table.items():
+        numbers = "".join(f"{row[stage]:>9.2f}" for stage in stages)
+        lines.append(f"{name + ' cache':<14}{numbers}{row['images_per_second']:>22.1f}")
+    return "\n".join([*lines, f"the config uses {num_workers} workers"])
+
+
+def training_text(table: dict[str, Any]) -> str:
+    """`training_table` for people."""
+    height, width = table["size_hw"]
+    lines = [
+        f"batch {table['batch_size']}, {height}x{width}, {table['threads']} threads, "
+        f"{table['gflop_per_image']:.1f} GFLOP per image, matrix-product peak {table['peak_gflops']:.0f} GFLOP/s",
+        f"{'':<12}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>10}",
+    ]
+    for name, title in (("fp32", "plain fp32"), ("ours", "this config")):
+        row = table[name]
+        lines.append(
+            f"{title:<12}{row['images_per_second']:>10.2f}{row['gflops']:>10.0f}{100 * row['share_of_peak']:>9.1f}%"
+        )
+    return "\n".join([*lines, f"{table['speedup']:.2f} times plain fp32 (median of steps taken in turns)"])

@@ -1,0 +1,165 @@
+"""Several processes that train one network together; torchrun starts them.
+
+Each rank (process) computes its own slots of every batch; gradients and loss terms are summed over the ranks. Alone, a
+process is rank 0 of 1 and nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that train together.
+
+    Attributes:
+        rank: its number; rank 0 alone writes files.
+        size: how many there are.
+        device: that this process computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each number summed over the ranks, in float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return [float(value) for value in total]
+
+    def gather(self, items: list[_T]) -> list[_T]:
+        """On rank 0 the items of all ranks, in the order of the ranks; elsewhere none."""
+        if self.size == 1:
+            return items
+        parts: list[Any] = [None] * self.size
+        dist.gather_object(items, parts if self.first else None)
+        return [item for part in parts for item in part] if self.first else []
+
+    def agree(self, value: _T) -> _T:
+        """The value that rank 0 has."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box)
+        answer: _T = box[0]
+        return answer
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with those of rank 0; every rank names the same ones in the same order."""
+        if self.size > 1:
+            with torch.no_grad():
+                for tensor in tensors:
+                    content = tensor.contiguous()  # gloo knows no other memory format
+                    dist.broadcast(content, 0)
+                    tensor.copy_(content)
+
+    def wait(self) -> None:
+        """Returns when all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def wrap(self, network: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
+        """The network as it is trained: its gradients become the mean over the ranks, its statistics optionally too."""
+        if self.size == 1:
+            return network
+        if sync_batchnorm:
+            synchronize_batchnorm(network)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started (NCCL on GPUs, gloo otherwise), or this one alone.
+
+    The CUDA path has not been run yet.
+    """
+    on_gpu = torch.cuda.is_available()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Ranks(0, 1, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def restarted_by_torchrun() -> bool:
+    """Whether torchrun started this process again after a failure; the run is then to be resumed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+class SynchronizedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of all ranks' images; for CPUs, where PyTorch has none.
+
+    (B, C, H, W) -> the same shape.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
+        sums = torch.cat((count, values.sum((0, 2, 3)), values.square().sum((0, 2, 3))))  # (1 + 2C,)
+        sums = all_reduce(sums)  # type: ignore[no-untyped-call] # its backward sums the gradients, too
+        count, total, squares = sums.split((1, self.num_features, self.num_features))
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        self._remember(mean.detach(), variance.detach() * count.detach() / (count.detach() - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        out: Tensor = (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return out
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(unbiased_variance, self.momentum)
+        self.num_batches_tracked += 1
+
+
+def synchronize_batchnorm(network: nn.Module) -> None:
+    """Replaces every BatchNorm2d by one whose statistics are those of all ranks; parameters and names stay."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _synchronized(child))
+
+
+def _synchronized(norm: nn.BatchNorm2d) -> nn.Module:
+    if norm.weight.is_cuda:
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # type: ignore[no-untyped-call]
+        return converted
+    twin = SynchronizedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    twin.weight, twin.bias = norm.weight, norm.bias
+    twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
+    twin.num_batches_tracked = norm.num_batches_tracked
+    return twin.train(norm.training)

@@ -1,0 +1,137 @@
+"""One optimiser step: forward, loss and backward for each part of the batch, then the update and the averaging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from detector.build import build_decoder
+from detector.config import ExperimentConfig
+from detector.engine.distributed import Ranks
+from detector.engine.forensics import (
+    explain_out_of_memory,
+    first_nonfinite_gradient,
+    first_nonfinite_layer,
+    save_batch,
+)
+from detector.engine.optim import learning_rate_at
+from detector.engine.state import TERMS, RunState
+from detector.errors import InputError
+from detector.loss import LossTerms, YoloLoss
+from detector.predict import to_network_input
+from detector.structures import Batch
+
+
+class TrainingStep:
+    """Computes steps of a run on this rank.
+
+    Args:
+        config: of the experiment.
+        state: is moved on, but for its step counter.
+        ranks: of which this process is one.
+    """
+
+    def __init__(self, config: ExperimentConfig, state: RunState, ranks: Ranks) -> None:
+        self.config = config
+        self.state = state
+        self.ranks = ranks
+        self.loss = build_loss(config, state.network)
+        self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
+        self.network = ranks.wrap(state.network, sync_batchnorm=config.train.sync_batchnorm)
+
+    def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """The loss terms of this rank's images.
+
+        Args:
+            batches: gives the parts of this step's batch next.
+
+        Raises:
+            InputError: a value is not finite (the batch is saved in the run's folder), or the memory is used up.
+        """
+        state, settings = self.state, self.config.train
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate_at(state.step, settings)
+        state.optimizer.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(TERMS, 0.0)
+        for part in range(settings.subdivisions):
+            batch = next(batches)
+            with explain_out_of_memory(state.network, self.config.train.batch_size, settings.subdivisions):
+                terms = self._backward(batch, last=part == settings.subdivisions - 1)
+            for name, value in terms.items():
+                sums[name] += value
+        nonfinite = first_nonfinite_gradient(state.network)
+        if nonfinite:
+            raise self._nonfinite(nonfinite, batch)
+        state.optimizer.step()
+        if state.ema is not None:
+            state.ema.update(state.network, state.step)
+        return sums
+
+    def _backward(self, batch: Batch, *, last: bool) -> dict[str, float]:
+        """Adds the gradients of one part; the ranks exchange theirs after the last one."""
+        waits = self.ranks.size > 1 and not last
+        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            terms = self._forward(batch)
+            values = {name: float(getattr(terms, name).detach()) for name in TERMS}
+            if any(value - value != 0 for value in values.values()):
+                raise self._nonfinite(first_nonfinite_layer(self.state.network, self._input(batch)), batch)
+            (terms.total() * self.ranks.size).backward()  # type: ignore[no-untyped-call]
+        return values
+
+    def _input(self, batch: Batch) -> Tensor:
+        return to_network_input(batch.images, self.ranks.device)  # (B, 3, H, W)
+
+    def _forward(self, batch: Batch) -> LossTerms:
+        device = self.ranks.device
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            raw_maps = self.network(self._input(batch))
+        return self.loss(
+            [raw_map.float() for raw_map in raw_maps],
+            [boxes.to(device) for boxes in batch.boxes_xyxy],
+            [labels.to(device) for labels in batch.labels],
+            batch_size=self.config.train.batch_size,
+        )
+
+    def _nonfinite(self, where: str, batch: Batch) -> InputError:
+        assert self.config.run_dir is not None
+        step = self.state.step + 1
+        folder = Path(self.config.run_dir) / f"nonfinite_step_{step}"
+        save_batch(folder, batch, self.config.model.class_names)
+        return InputError(
+            f"step {step}: the first value that is not finite is in {where}, images {batch.image_ids}, saved in "
+            f"{folder}; lower train.learning_rate, lengthen train.burn_in, or look at these images"
+        )
+
+
+def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
+    """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
+    decoder = build_decoder(config.model, network)
+    if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
+        raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
+    return YoloLoss(
+        anchors_wh=torch.stack(list(decoder.anchors_wh)).to(next(network.parameters()).device),
+        strides=decoder.strides,
+        num_classes=config.model.num_classes,
+        scale_xy=decoder.scale_xy,
+        box=config.loss.box,
+        box_weight=config.loss.box_weight,
+        objectness_weight=config.loss.objectness_weight,
+        objectness_target=config.loss.objectness_target,
+        class_weight=config.loss.class_weight,
+        ignore_threshold=config.loss.ignore_threshold,
+        match_threshold=config.loss.match_threshold,
+        label_smoothing=config.loss.label_smoothing,
+    )
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether to compute in bfloat16; `auto` asks the processor, or the GPU where there is one."""
+    if precision == "auto":
+        if torch.cuda.is_available():
+            return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+    return precision == "bf16"
