@@ -212,8 +212,6 @@ class LossConfig(_Strict):
         box: mse | giou | diou | ciou (iou_loss).
         box_weight: iou_normalizer.
         objectness_weight: obj_normalizer.
-        objectness_target: what an anchor that answers shall say: `one`, or the `iou` of its box with the object, so
-            that the better of two boxes scores higher.
         class_weight: cls_normalizer.
         ignore_threshold: background predictions that overlap an object more than this are not punished (ignore_thresh).
         match_threshold: besides the best anchor, every anchor with a size IoU above this answers too; 1 = best only
@@ -224,7 +222,6 @@ class LossConfig(_Strict):
     box: Literal["mse", "giou", "diou", "ciou"]
     box_weight: NonNegative
     objectness_weight: NonNegative
-    objectness_target: Literal["one", "iou"]
     class_weight: NonNegative
     ignore_threshold: Fraction
     match_threshold: Fraction

@@ -42,7 +42,6 @@ class YoloLoss:
         scale_xy: one per scale (Darknet's scale_x_y).
         box: mse | giou | diou | ciou.
         box_weight, objectness_weight, class_weight: factors of the terms.
-        objectness_target: see `LossConfig`.
         ignore_threshold: see `LossConfig`.
         match_threshold: see `LossConfig`.
         label_smoothing: see `LossConfig`.
@@ -58,7 +57,6 @@ class YoloLoss:
         box: str = "mse",
         box_weight: float = 1.0,
         objectness_weight: float = 1.0,
-        objectness_target: str = "one",
         class_weight: float = 1.0,
         ignore_threshold: float = 0.7,
         match_threshold: float = 1.0,
@@ -71,7 +69,6 @@ class YoloLoss:
         self.box = box
         self.box_weight = box_weight
         self.objectness_weight = objectness_weight
-        self.objectness_target = objectness_target
         self.class_weight = class_weight
         self.ignore_threshold = ignore_threshold
         self.match_threshold = match_threshold
@@ -134,23 +131,9 @@ class YoloLoss:
         target = torch.zeros_like(raw[..., 4])  # (B, A, h, w)
         weight = self._punished_background(raw.detach(), boxes_xyxy, scale)
         place = (assignment.image, assignment.anchor, assignment.row, assignment.column)
-        target[place] = self._positive_target(raw.detach()[place], assignment, scale)
+        target[place] = 1
         weight[place] = 1
         return binary_cross_entropy_with_logits(raw[..., 4], target, weight, reduction="sum")
-
-    def _positive_target(self, positives: Tensor, assignment: Assignment, scale: int) -> Tensor:
-        """(P,): what objectness shall become where an anchor answers."""
-        if self.objectness_target == "one":
-            return torch.ones_like(positives[:, 4])
-        cells_xy = torch.stack((assignment.column, assignment.row), dim=1)  # (P, 2)
-        predicted = decode_boxes(
-            positives[:, :4],
-            cells_xy,
-            self.anchors_wh[scale][assignment.anchor],
-            stride=self.strides[scale],
-            scale_xy=self.scale_xy[scale],
-        )
-        return elementwise_iou(predicted, assignment.boxes_xyxy.to(predicted.dtype))
 
     def _punished_background(self, raw: Tensor, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
         """(B, A, h, w): 0 where a prediction's IoU with any object exceeds the ignore threshold, else 1."""

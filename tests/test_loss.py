@@ -120,16 +120,3 @@ def test_gradcheck(kind: str) -> None:
     loss = make_loss(box=kind, anchors_wh=torch.tensor([[ANCHOR]], dtype=torch.float64))
     raw = (raw_map(4, torch.float64) * 0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: run(loss, x, [BOX], [1]).total(), raw)
-
-
-def test_objectness_target_iou_is_the_overlap_of_the_predicted_box() -> None:
-    raw = torch.zeros(1, 7, 4, 4)  # every box: the anchor, 16x8, around its cell's centre
-    raw.requires_grad_()
-    loss = make_loss(objectness_target="iou", ignore_threshold=1.0)
-    loss_terms = run(loss, raw, [[4.0, 8.0, 20.0, 24.0]], [0])  # centre (12, 16): cell column 1, row 2
-    loss_terms.objectness.backward()  # type: ignore[no-untyped-call]
-    assert raw.grad is not None
-    # The anchor's box is (4, 16, 20, 24): half of the object. Gradient: sigmoid(0) - target.
-    assert raw.grad[0, 4, 2, 1].item() == pytest.approx(0.5 - 0.5)
-    assert raw.grad[0, 4, 0, 0].item() == pytest.approx(0.5 - 0.0)
-    assert raw.grad[0, :4].abs().max() == 0, "the box learns nothing from it"

@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
         raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
     config = load_experiment(options.config, options.overrides, options.names)
 
+    from detector.engine.distributed import first_process
     from detector.engine.train import InterruptedRunError, train
     from detector.metrics.table import metrics_table
 
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> int:
         command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
         say(f"{stop}: {shlex.join(command)}")
         return 130
+    if not first_process():
+        return 0
     if options.json:
         print_json({**metrics, "run_dir": config.run_dir})
     else:

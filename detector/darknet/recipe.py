@@ -114,7 +114,6 @@ def _loss(yolo: Section, net: Section) -> dict[str, Any]:
         # today's default of .75 also scales mse; the program of 2019 did not
         "box_weight": yolo.number("iou_normalizer", 1.0 if box == "mse" else 0.75),
         "objectness_weight": yolo.number("obj_normalizer", 1),
-        "objectness_target": "one",
         "class_weight": yolo.number("cls_normalizer", 1),
         "ignore_threshold": yolo.number("ignore_thresh", 0.5),
         "match_threshold": yolo.number("iou_thresh", 1),

@@ -6,9 +6,13 @@ Legend: B images of a step.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -23,9 +27,10 @@ from detector.engine.distributed import Ranks
 from detector.engine.memory import keep_freed_memory
 from detector.engine.state import fresh_state
 from detector.engine.step import TrainingStep
+from detector.errors import InputError
 from detector.structures import Batch
 
-_PEAK_SIDE = 2048
+_PEAK_SIDE = 4096
 _TRAINING_COST = 3
 """A step computes the forward pass once and its cost twice again for the gradients."""
 
@@ -73,7 +78,8 @@ def _time_loader(samples: TrainingSamples, steps: range, batch_size: int) -> dic
 def training_table(config: ExperimentConfig, *, rounds: int) -> dict[str, Any]:
     """Images per second of the config's training steps and of plain fp32 ones, taken in turns.
 
-    Plain: the same network in fp32, PyTorch's default memory format. Batches are random and ready in memory.
+    Plain: the same network in fp32 with PyTorch's defaults of memory format and memory allocation. Each side is a
+    process of its own, since the allocation is the process's; batches are random and ready in memory.
 
     Args:
         config: of the experiment; batch size, network size and precision are its own.
@@ -82,20 +88,16 @@ def training_table(config: ExperimentConfig, *, rounds: int) -> dict[str, Any]:
     Returns:
         rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
     """
-    keep_freed_memory()
-    # The plain side has none of what makes the other one quick, but for the memory that is kept: that is the process's.
-    sides = {
-        "fp32": _Steps(replace(config, train=replace(config.train, precision="fp32")), torch.contiguous_format),
-        "ours": _Steps(config, torch.channels_last),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    plain = replace(config, train=replace(config.train, precision="fp32"))
+    seconds: dict[str, list[float]] = {"fp32": [], "ours": []}
     peak = 0.0
-    for number in range(rounds + 2):
-        peak = max(peak, _matrix_product_gflops(torch.bfloat16))
-        for name, steps in sides.items():
-            elapsed = steps.run()
-            if number >= 2:
-                seconds[name].append(elapsed)
+    with _steps_in_a_process(plain, plain=True) as fp32, _steps_in_a_process(config, plain=False) as ours:
+        for number in range(rounds + 2):
+            peak = max(peak, _matrix_product_gflops(torch.bfloat16))
+            for name, run_step in (("fp32", fp32), ("ours", ours)):
+                elapsed = run_step()
+                if number >= 2:
+                    seconds[name].append(elapsed)
     cost = _TRAINING_COST * _forward_gflop(config) * config.train.batch_size
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = {
@@ -118,22 +120,49 @@ def training_table(config: ExperimentConfig, *, rounds: int) -> dict[str, Any]:
     }
 
 
-class _Steps:
-    """Training steps on a random batch."""
+@contextmanager
+def _steps_in_a_process(config: ExperimentConfig, *, plain: bool) -> Iterator[Callable[[], float]]:
+    """A function that computes one training step in another process and returns its seconds."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    arguments = (theirs, config, plain, torch.get_num_threads())
+    process = context.Process(target=_answer_with_steps, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
 
-    def __init__(self, config: ExperimentConfig, memory_format: torch.memory_format) -> None:
-        device = torch.device("cpu")
-        self.state = fresh_state(config, device)
-        self.state.network.to(memory_format=memory_format)
-        self.step = TrainingStep(config, self.state, Ranks(0, 1, device))
-        self.batches = itertools.repeat(random_batch(config))
+    def run_step() -> float:
+        ours.send("step")
+        try:
+            return float(ours.recv())
+        except EOFError as error:
+            raise InputError("benchmark: the process that trains has ended; probably it ran out of memory") from error
 
-    def run(self) -> float:
-        """Seconds of one step."""
+    try:
+        yield run_step
+    finally:
+        ours.close()
+        process.join()
+
+
+def _answer_with_steps(pipe: Connection, config: ExperimentConfig, plain: bool, num_threads: int) -> None:
+    """Runs in the other process: one step for each message, until the pipe is closed."""
+    torch.set_num_threads(num_threads)
+    state = fresh_state(config, torch.device("cpu"))
+    if plain:
+        state.network.to(memory_format=torch.contiguous_format)
+    else:
+        keep_freed_memory()
+    step = TrainingStep(config, state, Ranks(0, 1, torch.device("cpu")))
+    batches = itertools.repeat(random_batch(config))
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
         started = time.perf_counter()
-        self.step(self.batches)
-        self.state.step += 1
-        return time.perf_counter() - started
+        step(batches)
+        state.step += 1
+        pipe.send(time.perf_counter() - started)
 
 
 def random_batch(config: ExperimentConfig, objects: int = 15) -> Batch:
@@ -158,9 +187,12 @@ def _matrix_product_gflops(dtype: torch.dtype) -> float:
     """What one large product of square matrices achieves on this machine."""
     left, right = (torch.ones(_PEAK_SIDE, _PEAK_SIDE, dtype=dtype) for _ in range(2))
     torch.mm(left, right)
-    started = time.perf_counter()
-    torch.mm(left, right)
-    return 2 * _PEAK_SIDE**3 / (time.perf_counter() - started) / 1e9
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - started)
+    return 2 * _PEAK_SIDE**3 / min(seconds) / 1e9
 
 
 def _forward_gflop(config: ExperimentConfig) -> float:

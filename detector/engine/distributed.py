@@ -108,6 +108,11 @@ def join_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def first_process() -> bool:
+    """Whether this process is rank 0, which alone speaks to people."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def restarted_by_torchrun() -> bool:
     """Whether torchrun started this process again after a failure; the run is then to be resumed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -120,7 +120,6 @@ def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
         box=config.loss.box,
         box_weight=config.loss.box_weight,
         objectness_weight=config.loss.objectness_weight,
-        objectness_target=config.loss.objectness_target,
         class_weight=config.loss.class_weight,
         ignore_threshold=config.loss.ignore_threshold,
         match_threshold=config.loss.match_threshold,

@@ -1,0 +1,165 @@
+"""Two processes that train together: the same batches, the same result, and one that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.checkpoint import load_checkpoint
+from detector.config import ExperimentConfig, to_yaml
+from detector.data.loader import training_batches
+from detector.engine.distributed import Ranks, SynchronizedBatchNorm, synchronize_batchnorm
+from detector.engine.evaluate import evaluate
+from detector.engine.train import open_split, train
+from detector.errors import InputError
+from detector.predict import Predictor
+
+ROOT = Path(__file__).resolve().parents[2]
+Make = Callable[..., ExperimentConfig]
+OPTIONS = ["train.precision=fp32", "train.max_steps=1", "train.subdivisions=1", "train.burn_in=0", "evaluate.every=0"]
+
+
+def torchrun(config: ExperimentConfig, folder: Path, *options: str) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(to_yaml(config))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    return [*launcher, str(ROOT / "tools/train.py"), str(path), "--json"]
+
+
+def test_all_ranks_together_see_the_batches_of_one(tiny: Make) -> None:
+    config = tiny(["train.num_workers=0", "train.subdivisions=2", "train.batch_size=8"])
+    dataset = open_split(config, "train")
+    alone = list(training_batches(dataset, config, start_step=0, end_step=2))
+    shares = [
+        list(training_batches(dataset, config, start_step=0, end_step=2, rank=rank, num_ranks=2)) for rank in (0, 1)
+    ]
+    assert [len(batches) for batches in shares] == [4, 4]
+    for step in range(2):
+        parts = slice(2 * step, 2 * step + 2)
+        together = torch.cat([batch.images for share in shares for batch in share[parts]])
+        assert torch.equal(together, torch.cat([batch.images for batch in alone[parts]]))
+
+
+def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path: Path) -> None:
+    """With the statistics of all images the sum over the ranks is the gradient of the whole batch, up to rounding."""
+    options = [*OPTIONS, "evaluate.score_threshold=0.0001"]
+    config = tiny([*options, "train.sync_batchnorm=true"], run="two")
+    result = subprocess.run(torchrun(config, tmp_path), capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    metrics = json.loads(result.stdout)  # rank 0 alone prints
+
+    alone = tiny(options, run="one")
+    train(alone)
+    one, two = (load_checkpoint(Path(str(c.run_dir)) / "last.safetensors") for c in (alone, config))
+    # A millionth of noise in the images moves these gradients by two percent (maxima and slopes flip), so they cannot
+    # agree to the last digits; the statistics of the forward pass do.
+    momentum, statistics = one.group("momentum"), one.group("model")
+    for name, value in momentum.items():
+        assert (value - two.group("momentum")[name]).norm() < 0.2 * value.norm(), name
+    for name, value in statistics.items():
+        if name.endswith(("running_mean", "running_var")):
+            assert torch.allclose(value, two.group("model")[name], rtol=1e-4, atol=1e-5), name
+    lines = [Path(str(c.run_dir), "metrics.jsonl").read_text().splitlines() for c in (alone, config)]
+    assert len(lines[0]) == len(lines[1])
+
+    settings = config.evaluate
+    predictor = Predictor(
+        Path(str(config.run_dir)) / "last.safetensors",
+        score_threshold=settings.score_threshold,
+        nms_threshold=settings.nms_threshold,
+        max_detections=1000,
+    )
+    measured = evaluate(predictor, open_split(config, "val"), coco_detections=settings.max_detections).compute()
+    assert measured["ar100"] > 0
+    for name in ("ap", "ap50", "ar100", "darknet", "per_class"):
+        assert metrics[name] == measured[name], "an evaluation that the ranks share has the same result"
+
+
+SYNCHRONIZED = """
+import torch, torch.distributed as dist
+from detector.engine.distributed import join_ranks, synchronize_batchnorm
+generator = torch.Generator().manual_seed(0)
+images, weights = (3 * torch.randn(6, 5, 4, 7, generator=generator) + 1 for _ in range(2))
+def gradients(norm, part):
+    part_images = images[part].clone().requires_grad_()
+    loss = (norm(part_images) * weights[part]).square().sum()
+    return torch.autograd.grad(loss, [part_images, norm.weight, norm.bias])
+with join_ranks() as ranks:
+    whole, shared = torch.nn.BatchNorm2d(5), torch.nn.Sequential(torch.nn.BatchNorm2d(5))
+    synchronize_batchnorm(shared)
+    mine = slice(3 * ranks.rank, 3 * ranks.rank + 3)
+    expected, found = gradients(whole, slice(0, 6)), list(gradients(shared[0], mine))
+    for gradient in found[1:]:
+        dist.all_reduce(gradient)
+    torch.testing.assert_close(found[0], expected[0][mine], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1:], list(expected[1:]), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(shared[0].running_var, whole.running_var)
+    torch.testing.assert_close(shared[0].running_mean, whole.running_mean)
+    print("compared on", ranks.rank)
+"""
+
+
+def test_synchronized_normalisation_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    script = tmp_path / "compare.py"
+    script.write_text(SYNCHRONIZED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*launcher, str(script)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert sorted(result.stdout.split("\n")) == ["", "compared on 0", "compared on 1"]
+
+
+def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path: Path) -> None:
+    options = [*OPTIONS, "train.max_steps=8", "train.save_every=2"]
+    config = tiny(options, run="run")
+    last = Path(str(config.run_dir)) / "last.safetensors"
+    subprocess.run(torchrun(config, tmp_path), check=True, capture_output=True, cwd=tmp_path)
+    expected = last.read_bytes()
+    last.parent.rename(tmp_path / "straight")
+
+    command = torchrun(config, tmp_path, "--max-restarts", "1")
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 200
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
+    assert launcher.wait(timeout=200) == 0
+    assert last.read_bytes() == expected
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny: Make) -> None:
+    from detector.engine.train import _check_ranks
+
+    config = tiny(["train.batch_size=6", "train.subdivisions=3"])
+    with pytest.raises(InputError, match=r"batch_size 6 cannot be shared by 4 processes in 3 parts; .* multiple of 12"):
+        _check_ranks(config, Ranks(0, 4, torch.device("cpu")))
+
+
+def test_alone_nothing_communicates() -> None:
+    alone = Ranks(0, 1, torch.device("cpu"))
+    network = torch.nn.Conv2d(1, 1, 1)
+    assert alone.sum([1.0, 2.0]) == [1, 2]
+    assert alone.gather([3]) == [3]
+    assert alone.agree("x") == "x"
+    assert alone.wrap(network, sync_batchnorm=True) is network
+    alone.wait()
+
+
+def test_synchronized_normalisation_keeps_names_and_parameters() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.BatchNorm2d(4)))
+    before = dict(network.state_dict(keep_vars=True))
+    synchronize_batchnorm(network)
+    assert isinstance(network[1][0], SynchronizedBatchNorm)  # type: ignore[index]
+    after = network.state_dict(keep_vars=True)
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
