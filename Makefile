@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format typecheck check clean
+.PHONY: help setup demo soak test lint format typecheck check clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(READY)  ## train on the embedded data, evaluate, write annotated picture
 	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_0000*.jpg' --score-threshold 0.4 --save weights/quickstart/pictures.jpg
 	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --score-threshold 0.4 --save weights/quickstart/video.mp4
 	@echo "pictures: weights/quickstart/pictures.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
+
+soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (about 15 minutes)
+	$(RUN) -m pytest -m soak
 
 test: $(READY)  ## run all tests
 	$(RUN) -m pytest

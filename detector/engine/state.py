@@ -99,6 +99,8 @@ def _share(state: RunState, ranks: Ranks) -> None:
 def _open_run_dir(state: RunState, config: ExperimentConfig, *, resume: bool) -> None:
     """Restores what the run's folder holds, or makes it ready for a new run. Raises: InputError."""
     run_dir = Path(config.run_dir or "")
+    for half in run_dir.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
+        half.unlink(missing_ok=True)
     last = run_dir / "last.safetensors"
     if last.exists() and not resume:
         raise InputError(
