@@ -60,6 +60,7 @@ DOORS = {
     "albumentations": {"data"},
     "tensorboard": {"engine"},
     "PIL": {"data"},
+    "msgspec": {"data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -3,6 +3,8 @@
 Example:
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
     python tools/train.py configs/csppelee_efm.yaml --resume
+    python tools/train.py configs/csppelee_efm_bccd.yaml --replay 120     # the batch of step 120 as a picture
+    torchrun --nproc-per-node 2 tools/train.py configs/csppelee_efm.yaml --resume
     python tools/train.py yolov4-tiny.cfg data.root=data/bccd data.train=trainval --names bccd.names
 """
 
@@ -39,10 +41,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--weights", help="start from what fits of this file (.safetensors, or .weights for a cfg)")
     parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="draw the batch of a step instead of training")
     options = parser.parse_intermixed_args(arguments)
     if options.config is None:
         raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
     config = load_experiment(options.config, options.overrides, options.names)
+
+    if options.replay is not None:
+        return replay(config, options.replay, as_json=options.json)
 
     from detector.engine.distributed import first_process
     from detector.engine.train import InterruptedRunError, train
@@ -63,6 +69,24 @@ def main(arguments: list[str]) -> int:
         print(metrics_table(metrics))
         speed = metrics["images_per_second"]
         print(f"{f'{speed:.1f} images/s; ' if speed else ''}weights in {config.run_dir}")
+    return 0
+
+
+def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:
+    """Draws the batch of a step into the run's folder."""
+    from detector.data.synthetic import ensure_synthetic_dataset
+    from detector.engine.replay import rebuild_batch, save_batch_picture
+    from detector.engine.train import open_split
+
+    if config.data.synthetic is not None:
+        ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
+    batch = rebuild_batch(config, open_split(config, config.data.train), step)
+    picture = Path(config.run_dir or ".") / f"replay_{step}.jpg"
+    save_batch_picture(picture, batch, config.model.class_names)
+    if as_json:
+        print_json({"step": step, "image_ids": batch.image_ids, "picture": str(picture)})
+    else:
+        print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {picture}")
     return 0
 
 

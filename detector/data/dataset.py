@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import sub
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from detector.data.images import decode_image, read_bytes
+from detector.data.paths import PathTable
 from detector.errors import InputError
 from detector.structures import Bools, Floats, Ints, Sample
 
@@ -65,7 +68,7 @@ class DetectionDataset:
 
     name: str
     class_names: tuple[str, ...]
-    paths: list[Path]
+    paths: Sequence[Path]
     image_ids: list[int | str]
     sizes_hw: Ints
     offsets: Ints
@@ -175,7 +178,8 @@ def is_coco_box(box: Any) -> bool:
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+        and all(isinstance(value, (int, float)) for value in box)
+        and math.isfinite(sum(box))
     )
 
 
@@ -222,18 +226,18 @@ class DatasetBuilder:
             return self.report(
                 where, "unknown_class", f"{class_name!r} is not one of the model's classes", "object dropped"
             )
-        if not all(math.isfinite(value) for value in box_xyxy):
-            return self.report(where, "not_finite", f"{list(box_xyxy)}", "object dropped")
         x1, y1, x2, y2 = box_xyxy
+        if not math.isfinite(x1 + y1 + x2 + y2):
+            return self.report(where, "not_finite", f"{list(box_xyxy)}", "object dropped")
         if x2 <= x1 or y2 <= y1:
             return self.report(where, "zero_size", f"{x2 - x1:g}x{y2 - y1:g} px", "object dropped")
         height, width = self._sizes[-1]
         clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        given = f"{[round(value, 2) for value in box_xyxy]} in {width}x{height}"
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            return self.report(where, "outside", given, "object dropped")
-        if max(abs(a - b) for a, b in zip(box_xyxy, clipped, strict=True)) > BORDER_TOLERANCE:
-            self.report(where, "partly_outside", given, "clipped" if self.policy == "clip" else "object dropped")
+            return self.report(where, "outside", _in_picture(box_xyxy, height, width), "object dropped")
+        if clipped != box_xyxy and max(map(abs, map(sub, box_xyxy, clipped))) > BORDER_TOLERANCE:
+            action = "clipped" if self.policy == "clip" else "object dropped"
+            self.report(where, "partly_outside", _in_picture(box_xyxy, height, width), action)
             if self.policy != "clip":
                 return None
         key = (label, *clipped)
@@ -263,7 +267,7 @@ class DatasetBuilder:
         return DetectionDataset(
             name=self.name,
             class_names=self.class_names,
-            paths=self._paths,
+            paths=PathTable(self._paths),
             image_ids=self._image_ids,
             sizes_hw=np.array(self._sizes, np.int64).reshape(-1, 2),
             offsets=np.concatenate(([0], np.cumsum(self._counts))).astype(np.int64),
@@ -273,6 +277,10 @@ class DatasetBuilder:
             problems=self.problems,
             coco_json=coco_json,
         )
+
+
+def _in_picture(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> str:
+    return f"{[round(value, 2) for value in box_xyxy]} in {width}x{height}"
 
 
 def summarize(problems: list[Problem]) -> str:

@@ -67,10 +67,9 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
         timeout=seconds if workers else 0,
     )
-    batches: Iterator[Batch] | None = iter(loader)
+    batches = iter(loader)
     try:
         for _ in range(len(loader)):
-            assert batches is not None
             if workers:
                 try:
                     batch = next(batches)
@@ -83,8 +82,10 @@ def training_batches(
                     batch = next(batches)
             yield batch
     finally:
-        batches = None
-        watch.kill()  # none shall outlive this: they ignore the signals that end a process politely
+        # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
+        if workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+        watch.kill()
         watch.close()
 
 
@@ -101,9 +102,8 @@ def _explained(error: RuntimeError, watch: ReadingWatch, seconds: int, report: P
     """The error of a loader whose worker hangs or was killed, in words; any other error as it is."""
     if "timed out" in str(error):
         reading, stacks = watch.report()
-        watch.kill()
         return _stuck(reading, stacks, seconds, report)
-    if "killed by signal" in str(error):
+    if "killed by signal" in str(error) or "exited unexpectedly" in str(error):
         return InputError(
             f"a loader process was killed ({str(error).splitlines()[0].strip()}): the machine is probably out of "
             "memory; lower train.num_workers or data.cache_mb"
@@ -122,17 +122,24 @@ def _stuck(reading: str, stacks: str, seconds: int, report: Path | None) -> Inpu
     )
 
 
+class _StuckError(Exception):
+    """Rings through everything that mends an InputError on the way."""
+
+
 @contextmanager
 def _alarm(seconds: int, watch: ReadingWatch, report: Path | None) -> Iterator[None]:
     """Interrupts what the main process does inside when it takes too long."""
 
     def ring(_: int, frame: FrameType | None) -> None:
-        raise _stuck(watch.reading or "not in a picture file", "".join(traceback.format_stack(frame)), seconds, report)
+        raise _StuckError(watch.reading or "not in a picture file", "".join(traceback.format_stack(frame)))
 
     previous = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _StuckError as error:
+        reading, stacks = error.args
+        raise _stuck(reading, stacks, seconds, report) from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -183,8 +183,12 @@ def test_darknet_data_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "no valid JSON"),
-        ("[]", "the list 'images' is missing"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] lacks file_name, height, width"),
+        ("[]", "no COCO instances file: Expected `object`, got `array`"),
+        ('{"annotations": [], "categories": []}', "missing required field `images`"),
+        (
+            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+            r"missing required field `file_name` - at `\$.images\[0\]`",
+        ),
     ],
 )
 def test_a_file_that_is_not_coco(content: str, message: str, tmp_path: Path) -> None:
