@@ -72,7 +72,7 @@ def postprocess(
     candidates = [
         _candidates(raw_map.float(), decoder, scale, score_threshold) for scale, raw_map in enumerate(raw_maps)
     ]
-    image, boxes, scores, labels, place = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+    image, boxes, scores, labels, place, anchors = (torch.cat(parts) for parts in zip(*candidates, strict=True))
     results = []
     for index in range(batch):
         mine = (image == index).nonzero()[:, 0]
@@ -84,14 +84,17 @@ def postprocess(
         if darknet_ranks:
             by_place = _darknet_ranks(place[mine], scores[mine], labels[mine])
             ranks = np.array([by_place.get(int(key), len(by_place)) for key in place[kept]], np.int64)
-        results.append(Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy(), ranks))
+        found = Detections(
+            boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy(), ranks, anchors[kept].numpy()
+        )
+        results.append(found)
     return results
 
 
 def _candidates(
     raw_map: Tensor, decoder: Decoder, scale: int, score_threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Image (K,), boxes (K, 4), scores (K,), labels (K,) above the threshold, and a key for each place, on the CPU.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Image, boxes (K, 4), scores, labels above the threshold, a key for each place, its anchor; (K,), on the CPU.
 
     Objectness first: a score can never exceed it, so most places are dropped before anything else is computed.
     """
@@ -111,7 +114,8 @@ def _candidates(
         scale_xy=decoder.scale_xy[scale],
     )
     keys = (place + scale * PLACES_PER_SCALE).cpu()
-    return image[place].cpu(), boxes.cpu(), scores[place, label].cpu(), label.cpu(), keys
+    number = anchor[place] + sum(len(anchors) for anchors in decoder.anchors_wh[:scale])  # counted over the scales
+    return image[place].cpu(), boxes.cpu(), scores[place, label].cpu(), label.cpu(), keys, number.cpu()
 
 
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, beta: float | None) -> Tensor:

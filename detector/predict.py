@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ class Predictor:
             darknet_ranks=darknet_ranks,
         )
         return [
-            Detections(record.to_original(found.boxes_xyxy), found.scores, found.labels, found.darknet_ranks)
+            replace(found, boxes_xyxy=record.to_original(found.boxes_xyxy))
             for found, (_, record) in zip(results, fitted, strict=True)
         ]
 

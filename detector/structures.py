@@ -138,12 +138,14 @@ class Detections:
         scores: (n,) float32 in [0, 1], objectness times class probability, not increasing.
         labels: (n,) int64, an index into the class names.
         darknet_ranks: (n,) int64, where Darknet's program would list the box; only for its metric, else None.
+        anchors: (n,) int64, which anchor gave the box, counted over all scales, fine to coarse; None where unknown.
     """
 
     boxes_xyxy: Floats = field(default_factory=_no_boxes)
     scores: Floats = field(default_factory=_no_scores)
     labels: Ints = field(default_factory=_no_labels)
     darknet_ranks: Ints | None = None
+    anchors: Ints | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -164,4 +166,5 @@ class Detections:
 
     def _take(self, rows: slice | Bools) -> Detections:
         ranks = None if self.darknet_ranks is None else self.darknet_ranks[rows]
-        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], ranks)
+        anchors = None if self.anchors is None else self.anchors[rows]
+        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], ranks, anchors)

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"checkpoint", "config", "darknet", "errors", "models", "predict"},
     # Evaluation predicts by the same path as everybody else, so engine stands above predict (CONTRIBUTING.md).
     "engine": {
+        "boxes",
         "analysis",
         "build",
         "checkpoint",

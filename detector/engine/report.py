@@ -50,7 +50,7 @@ def evaluate_with_plots(
         mistakes = confusion.update(sample.boxes_xyxy[real], sample.labels[real], shown)
         if mistakes and (len(worst) < NUM_WORST or mistakes > worst[0][0]):
             push = heapq.heappush if len(worst) < NUM_WORST else heapq.heapreplace
-            push(worst, (mistakes, -count, _side_by_side(sample, shown, dataset.class_names)))
+            push(worst, (mistakes, -count, side_by_side(sample, shown, dataset.class_names)))
 
     evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=progress, on_image=look)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,8 @@ def write_submission(evaluator: CocoEvaluator, out_dir: Path, *, name: str, subs
     return target
 
 
-def _side_by_side(sample: Sample, detections: Detections, class_names: tuple[str, ...]) -> Image:
+def side_by_side(sample: Sample, detections: Detections, class_names: tuple[str, ...]) -> Image:
+    """Left the labels, right the detections."""
     truth = Detections(sample.boxes_xyxy, np.ones(len(sample.labels), np.float32), sample.labels)
     left = draw(sample.image, truth, class_names, scores=False)
     right = draw(sample.image, detections, class_names)

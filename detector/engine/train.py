@@ -24,6 +24,7 @@ from detector.engine.finetune import load_initial_weights
 from detector.engine.log import RunLog, SilentLog
 from detector.engine.memory import keep_freed_memory
 from detector.engine.optim import learning_rate_at
+from detector.engine.run_report import write_run_report
 from detector.engine.state import TERMS, RunState, save_state, save_weights, start_run
 from detector.engine.step import TrainingStep
 from detector.errors import InputError
@@ -58,7 +59,7 @@ class InterruptedRunError(Exception):
 def train(
     config: ExperimentConfig, *, resume: bool = False, weights: str | None = None, progress: bool = False
 ) -> dict[str, Any]:
-    """Trains and evaluates; writes config.yaml, metrics.jsonl, last.safetensors, best.safetensors and tensorboard/.
+    """Trains and evaluates; writes config.yaml, metrics.jsonl, {last,best}.safetensors, report.html and tensorboard/.
 
     Args:
         config: with run_dir set.
@@ -173,6 +174,11 @@ def _run(
                 raise InterruptedRunError(f"stopped after step {state.step}; the same command with --resume goes on")
     if not metrics:  # resumed after the last step: measured again, recorded already
         metrics = _measure(config, state, log, val_set, ranks)[0]
+    if ranks.first:
+        predictor = _predictor(config, state)
+        write_run_report(run_dir / "report.html", config, predictor, train_set, val_set, progress=log.shows_progress)
+        log.say(f"report: {run_dir / 'report.html'}")
+    ranks.wait()
     done = (state.step - first_step) * settings.batch_size
     return {**metrics, "images_per_second": done / busy_seconds if done else None}
 
@@ -228,14 +234,7 @@ def _measure(
     """Metrics of the network that would be released, and some pictures with its detections."""
     settings = config.evaluate
     ranks.copy_first(state.evaluated_network().buffers())  # statistics differ from rank to rank, weights do not
-    predictor = Predictor.from_network(
-        state.evaluated_network(),
-        config.model,
-        config.preprocess,
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        max_detections=MAX_DETECTIONS,
-    )
+    predictor = _predictor(config, state)
     pictures: list[Image] = []
 
     def keep_picture(sample: Sample, detections: Detections) -> None:
@@ -251,6 +250,18 @@ def _measure(
         ranks=ranks,
     )
     return ranks.agree(evaluation.compute() if ranks.first else {}), pictures
+
+
+def _predictor(config: ExperimentConfig, state: RunState) -> Predictor:
+    """The network that would be released, with the thresholds of the evaluation."""
+    return Predictor.from_network(
+        state.evaluated_network(),
+        config.model,
+        config.preprocess,
+        score_threshold=config.evaluate.score_threshold,
+        nms_threshold=config.evaluate.nms_threshold,
+        max_detections=MAX_DETECTIONS,
+    )
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,12 +14,12 @@ MAX_NAMED_CLASSES = 20
 
 
 def plot_precision_recall(
-    path: Path, recall: NDArray[np.float64], precision: NDArray[np.float64], class_names: Sequence[str]
+    target: Path | BinaryIO, recall: NDArray[np.float64], precision: NDArray[np.float64], class_names: Sequence[str]
 ) -> None:
     """Precision over recall at IoU 0.5: one thin line for each class, a thick one for their mean.
 
     Args:
-        path: of the PNG.
+        target: file of the PNG.
         recall: (101,).
         precision: (101, C); -1 in the column of a class without objects.
         class_names: C.
@@ -37,14 +38,14 @@ def plot_precision_recall(
     axes.grid(alpha=0.3)
     if present:
         axes.legend(loc="lower left")
-    figure.savefig(path, dpi=120)
+    figure.savefig(target, dpi=120)
 
 
-def plot_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
+def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
     """The confusion matrix as shares of each true class, with the counts written in where there is room.
 
     Args:
-        path: of the PNG.
+        target: file of the PNG.
         counts: (C + 1, C + 1); row: truth, column: detection; the last of each is background.
         class_names: C.
     """
@@ -64,4 +65,56 @@ def plot_confusion(path: Path, counts: NDArray[np.int64], class_names: Sequence[
             for column in ticks:
                 ink = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure.savefig(target, dpi=120)
+
+
+def plot_curves(
+    target: Path | BinaryIO,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    log: bool = False,
+) -> None:
+    """Values over training steps, as SVG.
+
+    Args:
+        target: file of the SVG.
+        curves: steps and values by name.
+        title: above the plot.
+        log: a logarithmic axis for the values.
+    """
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (steps, values) in curves.items():
+        axes.plot(steps, values, linewidth=1.5, marker="o" if len(steps) < 12 else None, label=name)
+    axes.set(xlabel="step", title=title)
+    if log:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    if any(len(steps) for steps, _ in curves.values()):
+        axes.legend()
+    figure.savefig(target, format="svg", metadata={"Date": None})
+
+
+def plot_bars(
+    target: Path | BinaryIO, names: Sequence[str], bars: Mapping[str, Sequence[float]], *, title: str, ylabel: str
+) -> None:
+    """Groups of bars, as SVG.
+
+    Args:
+        target: file of the SVG.
+        names: below the groups.
+        bars: by name, one value for each group.
+        title: above the plot.
+        ylabel: of the values.
+    """
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    places, width = np.arange(len(names)), 0.8 / max(len(bars), 1)
+    for number, (name, values) in enumerate(bars.items()):
+        axes.bar(places + (number - (len(bars) - 1) / 2) * width, values, width, label=name)
+    axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
+    axes.set(title=title, ylabel=ylabel)
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend()
+    figure.savefig(target, format="svg", metadata={"Date": None})

@@ -1,0 +1,206 @@
+"""One HTML file that shows a whole run; it needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+
+from detector import __version__
+from detector.checkpoint import write_atomically
+from detector.config import ExperimentConfig, ModelConfig, to_yaml
+from detector.data.dataset import DetectionDataset, summarize
+from detector.engine.evaluate import evaluate
+from detector.engine.insight import Insight, Suspect, look_at_labels
+from detector.engine.report import side_by_side
+from detector.metrics.confusion import ConfusionMatrix
+from detector.metrics.plots import plot_bars, plot_confusion, plot_curves, plot_precision_recall
+from detector.metrics.table import metrics_table
+from detector.predict import Predictor
+from detector.structures import Detections, Image, Sample
+
+NUM_WORST = 8
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de; }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: 13px; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.row svg, .plot { max-width: 100%; width: 570px; height: auto; }
+figure { margin: 0; } figcaption { font-size: 12px; color: #57606a; max-width: 170px; overflow-wrap: anywhere; }
+.wide figcaption { max-width: 570px; } .wide img { width: 570px; max-width: 100%; }
+.big { font-size: 2rem; font-weight: 600; } .tile { background: #f6f8fa; padding: .6rem 1.2rem; border-radius: 6px; }
+"""
+
+
+def write_run_report(
+    path: Path,
+    config: ExperimentConfig,
+    predictor: Predictor,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    *,
+    progress: bool = False,
+) -> None:
+    """Evaluates on `val_set`, looks at the labels of `train_set` and writes the report.
+
+    Args:
+        path: of the HTML; metrics.jsonl is read beside it.
+        config: of the run.
+        predictor: with the thresholds of the evaluation.
+        train_set: whose labels are looked at.
+        val_set: that is measured.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
+    confusion = ConfusionMatrix(len(val_set.class_names))
+    worst: list[tuple[int, int, Sample, Detections]] = []
+
+    def look(sample: Sample, detections: Detections) -> None:
+        shown = detections.above(0.25)
+        real = ~sample.crowd
+        mistakes = confusion.update(sample.boxes_xyxy[real], sample.labels[real], shown)
+        worst.append((mistakes, len(worst), sample, shown))
+        worst.sort(key=lambda item: (-item[0], item[1]))
+        del worst[NUM_WORST:]
+
+    evaluation = evaluate(
+        predictor, val_set, coco_detections=config.evaluate.max_detections, progress=progress, on_image=look
+    )
+    metrics = evaluation.compute()
+    precision_recall = evaluation.coco.precision_recall()
+    insight = look_at_labels(predictor, train_set, progress=progress)
+    names = val_set.class_names
+    sections = [
+        _heading(path.parent.name, metrics),
+        _curves(path.parent / "metrics.jsonl"),
+        _section(
+            f"Per class ({val_set.name}, {len(val_set)} images)",
+            f"<pre>{html.escape(metrics_table(metrics))}</pre><div class=row>"
+            + _plot(lambda file: plot_precision_recall(file, *precision_recall, names))
+            + _plot(lambda file: plot_confusion(file, confusion.counts, names))
+            + "</div>",
+        ),
+        _section(
+            "Images with the most mistakes (left labels, right detections above 0.25)",
+            "<div class='row wide'>"
+            + "".join(
+                _figure(side_by_side(sample, shown, names), f"{sample.image_id}: {mistakes} mistakes")
+                for mistakes, _, sample, shown in worst
+            )
+            + "</div>",
+        ),
+        _anchors(config, insight),
+        _suspects(
+            "Label suspects: objects whose loss stays high",
+            f"Of the {insight.num_images} training images that were looked at ({insight.num_unreadable} unreadable). "
+            "Labels are white, the suspect coloured; the number is minus the logarithm of the score with which its own "
+            "class covers it (4.6 = not found at all).",
+            insight.hard,
+        ),
+        _suspects(
+            "Label suspects: detections that look like missing labels",
+            "Score above 0.5, and no label overlaps by 0.3. The number is the score.",
+            insight.missing,
+        ),
+        _section("Data", f"<pre>{html.escape(_data_lines(train_set, val_set))}</pre>"),
+        _section("Config", f"<pre>{html.escape(to_yaml(config))}</pre>"),
+    ]
+    title = html.escape(f"{path.parent.name} - detector {__version__}")
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><body>"
+        f"{''.join(sections)}</body></html>\n"
+    )
+    write_atomically(path, page.encode())
+
+
+def _heading(name: str, metrics: dict[str, Any]) -> str:
+    tiles = ""
+    for key, title in (("ap50", "AP50"), ("ap", "AP (0.50:0.95)"), ("ap75", "AP75"), ("ar100", "AR100")):
+        number = "-" if metrics[key] is None else f"{metrics[key]:.3f}"
+        tiles += f"<div class=tile><div class=big>{number}</div>{title}</div>"
+    return f"<h1>{html.escape(name)}</h1><div class=row>{tiles}</div>"
+
+
+def _curves(record: Path) -> str:
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
+
+    def curve(key: str) -> tuple[list[float], list[float]]:
+        rows = [line for line in lines if line.get(key) is not None]
+        return [row["step"] for row in rows], [row[key] for row in rows]
+
+    losses = {name: curve(f"loss/{name}") for name in ("box", "objectness", "classification", "total")}
+    precision = {"AP50": curve("val/ap50"), "AP": curve("val/ap")}
+    rate = {"learning rate": curve("learning_rate")}
+    plots = (
+        _svg(lambda file: plot_curves(file, losses, title="Loss terms", log=True))
+        + _svg(lambda file: plot_curves(file, precision, title="Average precision on the validation split"))
+        + _svg(lambda file: plot_curves(file, rate, title="Learning rate"))
+    )
+    return _section("Curves", f"<div class=row>{plots}</div>")
+
+
+def _anchors(config: ExperimentConfig, insight: Insight) -> str:
+    """Which anchors and scales found the objects of the training images."""
+    if isinstance(config.model, ModelConfig):
+        anchors = [f"{width:g}x{height:g}" for width, height in config.model.anchors]
+    else:
+        anchors = [str(number) for number in range(max(insight.answers, default=0) + 1)]
+    counts = [insight.answers.get(number, 0) for number in range(len(anchors))]
+    plot = _svg(
+        lambda file: plot_bars(
+            file, anchors, {"objects found": counts}, title="Which anchor found them", ylabel="objects"
+        )
+    )
+    text = f"{sum(counts)} objects of {insight.num_images} training images were found."
+    if len(anchors) % 3 == 0:
+        size = len(anchors) // 3
+        shares = [sum(counts[first : first + size]) for first in range(0, len(anchors), size)]
+        text += f" By scale, fine to coarse: {', '.join(map(str, shares))}."
+    return _section("Which anchors and scales answered", f"<p>{text}</p><div class=row>{plot}</div>")
+
+
+def _suspects(title: str, text: str, suspects: Sequence[Suspect]) -> str:
+    pictures = "".join(
+        _figure(each.picture, f"{each.image_id}: {each.class_name} {each.value:.2f}") for each in suspects
+    )
+    return _section(title, f"<p>{html.escape(text)}</p><div class=row>{pictures or 'none'}</div>")
+
+
+def _data_lines(*datasets: DetectionDataset) -> str:
+    return "\n".join(
+        f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
+        for dataset in datasets
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<h2>{html.escape(title)}</h2>{content}"
+
+
+def _figure(image: Image, caption: str) -> str:
+    encoded = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    data = base64.b64encode(encoded.tobytes()).decode()
+    text = html.escape(caption)
+    return f"<figure><img src='data:image/jpeg;base64,{data}' alt='{text}'><figcaption>{text}</figcaption></figure>"
+
+
+def _plot(draw_into: Callable[[BinaryIO], None]) -> str:
+    file = io.BytesIO()
+    draw_into(file)
+    return f"<img class=plot alt='' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
+
+
+def _svg(draw_into: Callable[[BinaryIO], None]) -> str:
+    file = io.BytesIO()
+    draw_into(file)
+    text = file.getvalue().decode()
+    return text[text.index("<svg") :]
