@@ -332,6 +332,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+_ADDED_LATER: dict[str, dict[str, Any]] = {
+    "data": {"cache_mb": 256, "timeout_seconds": 600},
+    "train": {"sync_batchnorm": False},
+}
+"""What a stored config may lack, because it was written before the field existed."""
 _EXPERIMENT = TypeAdapter(ExperimentConfig)
 _MODEL: TypeAdapter[ModelConfig | DarknetModelConfig] = TypeAdapter(AnyModelConfig)
 _PREPROCESS = TypeAdapter(PreprocessConfig)
@@ -372,7 +377,10 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
     """An experiment that was stored as text by `to_yaml` (in a weights file `where`). Raises: InputError."""
-    return _validated(_EXPERIMENT, _parse_yaml(text, where), where)
+    tree = _parse_yaml(text, where)
+    for section, fields in _ADDED_LATER.items():
+        tree[section] = {**fields, **tree[section]}
+    return _validated(_EXPERIMENT, tree, where)
 
 
 def parse_model_config(tree: dict[str, Any], where: str) -> ModelConfig | DarknetModelConfig:

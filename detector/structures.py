@@ -115,6 +115,15 @@ class Batch:
                 f"{len(self.image_ids)} ids"
             )
 
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies while it computes; called by PyTorch's loader."""
+        return Batch(
+            self.images.pin_memory(),
+            [boxes.pin_memory() for boxes in self.boxes_xyxy],
+            [labels.pin_memory() for labels in self.labels],
+            self.image_ids,
+        )
+
 
 def _no_boxes() -> Floats:
     return np.zeros((0, 4), np.float32)

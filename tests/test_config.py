@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from detector.config import load_config, to_yaml
 from detector.errors import InputError
@@ -77,3 +78,14 @@ def test_no_file_and_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(InputError, match="expected a mapping"):
         load_config(tmp_path / "list.yaml")
+
+
+def test_a_config_that_was_stored_before_a_field_existed_is_read() -> None:
+    from detector.config import _ADDED_LATER, parse_experiment_text
+
+    config = load_config(ROOT / "configs/tiny.yaml")
+    tree = yaml.safe_load(to_yaml(config))
+    for section, fields in _ADDED_LATER.items():
+        for name in fields:
+            del tree[section][name]
+    assert parse_experiment_text(yaml.safe_dump(tree), "old.safetensors") == config

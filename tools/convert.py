@@ -1,8 +1,9 @@
-"""Converts detectors between this program and Darknet, and proves each conversion before it is kept.
+"""Converts detectors between this program and Darknet, or for release, and proves each conversion before it is kept.
 
 Examples:
     python tools/convert.py to-darknet weights/mine/best.safetensors mine.cfg
     python tools/convert.py from-darknet yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.safetensors
+    python tools/convert.py release weights/mine mine.safetensors
     python tools/convert.py partial yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.conv.29 --layers 29
 """
 
@@ -30,6 +31,10 @@ def main(arguments: list[str]) -> int:
         command.add_argument("out", type=Path)
     back.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
     part.add_argument("--layers", type=int, required=True, help="how many sections after [net]")
+    hand_on = commands.add_parser("release", help="a run's weights in half precision, measured before they are kept")
+    hand_on.add_argument("run", help="run folder, config or weights")
+    hand_on.add_argument("out", type=Path)
+    hand_on.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     options = parser.parse_args(arguments)
 
     from detector.convert import from_darknet, partial, to_darknet
@@ -38,6 +43,10 @@ def main(arguments: list[str]) -> int:
         report = to_darknet(options.weights, options.out)
     elif options.command == "from-darknet":
         report = from_darknet(options.cfg, options.weights, options.out, names=options.names)
+    elif options.command == "release":
+        from detector.engine.release import release
+
+        report = release(options.run, options.out, progress=True)
     else:
         report = partial(options.cfg, options.weights, options.out, num_layers=options.layers)
     if options.json:

@@ -91,8 +91,8 @@ class TrainingStep:
             raw_maps = self.network(self._input(batch))
         return self.loss(
             [raw_map.float() for raw_map in raw_maps],
-            [boxes.to(device) for boxes in batch.boxes_xyxy],
-            [labels.to(device) for labels in batch.labels],
+            [boxes.to(device, non_blocking=True) for boxes in batch.boxes_xyxy],
+            [labels.to(device, non_blocking=True) for labels in batch.labels],
             batch_size=self.config.train.batch_size,
         )
 

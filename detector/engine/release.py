@@ -1,0 +1,108 @@
+"""Weights to hand on: half precision, with all that belongs to them inside, and only if nothing is lost."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector import __version__
+from detector.checkpoint import load_checkpoint, save_checkpoint
+from detector.config import parse_experiment_text
+from detector.data import open_dataset
+from detector.data.dataset import DetectionDataset
+from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+from detector.errors import InputError
+from detector.predict import Predictor, find_model
+
+TOLERANCE = 0.001
+"""AP and AP50 may move by so much; rounding swaps detections with nearly equal scores."""
+
+
+def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
+    """Writes the weights of a run in half precision and measures both on the run's validation split.
+
+    Normalisation stays in float32: it is small, and its variances may be too small for half precision. What is
+    recorded: the whole config, the metrics of the file itself, where the weights come from.
+
+    Args:
+        run: its folder, config or weights.
+        out: the file to write.
+        progress: show bars on stderr.
+
+    Returns:
+        written, bytes, ap50 and ap of the file, and of the float32 weights.
+
+    Raises:
+        InputError: no run of ours, its data are missing, the file exists, or the metrics differ by more than 0.001 (the
+            file is removed).
+    """
+    loaded = find_model(run, None)
+    stored = loaded.info.get("config")
+    if not stored:
+        raise InputError(f"{loaded.path}: is no run of this program; only those can be released")
+    if out.exists():
+        raise InputError(f"{out}: exists already; move it first")
+    config = parse_experiment_text(stored, str(loaded.path))
+    splits = {
+        name: open_dataset(config.data.root, split, class_names=config.model.class_names, policy=config.data.bad_labels)
+        for name, split in (("train", config.data.train), ("val", config.data.val))
+    }
+
+    def measure(path: Path) -> dict[str, Any]:
+        settings = config.evaluate
+        predictor = Predictor(
+            path,
+            score_threshold=settings.score_threshold,
+            nms_threshold=settings.nms_threshold,
+            max_detections=MAX_DETECTIONS,
+        )
+        found = evaluate(predictor, splits["val"], coco_detections=settings.max_detections, progress=progress)
+        return found.compute()
+
+    full = measure(loaded.path)
+    checkpoint = load_checkpoint(loaded.path)
+    tensors = {
+        f"model.{name}": value.half() if value.ndim > 1 else value for name, value in checkpoint.weights().items()
+    }
+    provenance = {
+        "program": f"detector {__version__}",
+        "torch": torch.__version__,
+        "seed": config.train.seed,
+        "train": _describe(splits["train"], config.data.train),
+        "val": _describe(splits["val"], config.data.val),
+    }
+    info = {"step": checkpoint.info["step"], "config": stored, "metrics": full, "provenance": provenance}
+    save_checkpoint(out, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
+    half = measure(out)
+    if max(abs(full[key] - half[key]) for key in ("ap", "ap50")) > TOLERANCE:
+        out.unlink()
+        raise InputError(
+            f"{out}: refused, half precision changes AP50 {full['ap50']:.4f} to {half['ap50']:.4f} and AP "
+            f"{full['ap']:.4f} to {half['ap']:.4f} (at most {TOLERANCE})"
+        )
+    info["metrics"] = half
+    save_checkpoint(out, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
+    return {
+        "written": str(out),
+        "bytes": out.stat().st_size,
+        "ap50": half["ap50"],
+        "ap": half["ap"],
+        "ap50_float32": full["ap50"],
+        "ap_float32": full["ap"],
+    }
+
+
+def _describe(dataset: DetectionDataset, split: str) -> dict[str, Any]:
+    """Enough to tell whether other data are the same: counts, and a hash over image ids, boxes and labels."""
+    content = hashlib.sha256("\n".join(map(str, dataset.image_ids)).encode())
+    content.update(dataset.boxes_xyxy.tobytes())
+    content.update(dataset.labels.tobytes())
+    return {
+        "split": split,
+        "images": len(dataset),
+        "objects": len(dataset.labels),
+        "sha256_of_labels": content.hexdigest(),
+    }
