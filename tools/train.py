@@ -67,8 +67,11 @@ def main(arguments: list[str]) -> int:
         print_json({**metrics, "run_dir": config.run_dir})
     else:
         print(metrics_table(metrics))
-        speed = metrics["images_per_second"]
-        print(f"{f'{speed:.1f} images/s; ' if speed else ''}weights in {config.run_dir}")
+        speed = ""
+        if metrics["images_per_second"]:
+            waited = 100 * metrics["share_of_steps_that_waited"]
+            speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
+        print(f"{speed}weights and report.html in {config.run_dir}")
     return 0
 
 

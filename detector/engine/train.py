@@ -22,7 +22,7 @@ from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.evaluate import MAX_DETECTIONS, evaluate
 from detector.engine.finetune import load_initial_weights
 from detector.engine.log import RunLog, SilentLog
-from detector.engine.memory import keep_freed_memory
+from detector.engine.memory import keep_freed_memory, resident_mb
 from detector.engine.optim import learning_rate_at
 from detector.engine.run_report import write_run_report
 from detector.engine.state import TERMS, RunState, save_state, save_weights, start_run
@@ -33,13 +33,20 @@ from detector.render import draw, tile
 from detector.structures import Batch, Detections, Image, Sample
 
 NUM_PICTURES = 8
+WAIT_SECONDS = 0.005
 
 
 class Stopwatch:
-    """An iterator that adds up how long its reader waited."""
+    """An iterator that counts how often and how long its reader waited.
+
+    Attributes:
+        num_waits: how often it took more than five milliseconds.
+        seconds: all waiting together.
+    """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
+        self.num_waits = 0
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -48,7 +55,9 @@ class Stopwatch:
     def __next__(self) -> Batch:
         started = time.perf_counter()
         batch = next(self._batches)
-        self.seconds += time.perf_counter() - started
+        waited = time.perf_counter() - started
+        self.num_waits += waited > WAIT_SECONDS
+        self.seconds += waited
         return batch
 
 
@@ -68,7 +77,8 @@ def train(
         progress: show a bar on stderr.
 
     Returns:
-        The metrics of the last evaluation, and `images_per_second` of this session's steps (None without any).
+        The metrics of the last evaluation; `images_per_second` of this session's steps and
+        `share_of_steps_that_waited` for the loader by more than 5 ms (None without any step).
 
     Raises:
         InputError: bad data, a run that is in the way, a loss that is not finite.
@@ -158,7 +168,9 @@ def _run(
             done = state.step - first_step
             speeds = {
                 "images_per_second": done * settings.batch_size / busy_seconds,
-                "share_waiting": batches.seconds / busy_seconds,
+                "share_of_steps_that_waited": batches.num_waits / done,
+                "share_of_time_waiting": batches.seconds / busy_seconds,
+                "resident_mb": resident_mb(),
             }
             _report(state, log, dict(zip(TERMS, sums, strict=True)), speeds, config)
             last = state.step == settings.max_steps
@@ -179,8 +191,12 @@ def _run(
         write_run_report(run_dir / "report.html", config, predictor, train_set, val_set, progress=log.shows_progress)
         log.say(f"report: {run_dir / 'report.html'}")
     ranks.wait()
-    done = (state.step - first_step) * settings.batch_size
-    return {**metrics, "images_per_second": done / busy_seconds if done else None}
+    done = state.step - first_step
+    return {
+        **metrics,
+        "images_per_second": done * settings.batch_size / busy_seconds if done else None,
+        "share_of_steps_that_waited": batches.num_waits / done if done else None,
+    }
 
 
 def _save(config: ExperimentConfig, state: RunState, ranks: Ranks) -> None:
