@@ -17,9 +17,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _EXIF_ORIENTATION = 0x0112
 _MODES = {
     1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_8,
+    2: cv2.IMREAD_REDUCED_COLOR_2,  # these three come as BGR
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _PILLOW_ERRORS = (OSError, UnidentifiedImageError, ValueError, SyntaxError, PillowImage.DecompressionBombError)
 
@@ -58,26 +58,28 @@ def decode_image(
         content: of the file.
         where: its name in errors.
         expected_hw: see `read_image`; before the reduction.
-        reduction: 2, 4 or 8: sides of so many times fewer pixels, rounded up, which a JPEG decodes much quicker.
+        reduction: 2, 4 or 8: sides of so many times fewer pixels, rounded up or down; a JPEG decodes much quicker.
 
     Raises:
         InputError: see `read_image`.
     """
     image = _decode(content, where, reduction)
-    if expected_hw is None:
+    if expected_hw is None or _has_size(image, expected_hw, reduction):
         return image
-    reduced_hw = (-(-expected_hw[0] // reduction), -(-expected_hw[1] // reduction))
-    if image.shape[:2] == reduced_hw:
-        return image
-    if image.shape[:2] == reduced_hw[::-1]:
+    if _has_size(image, expected_hw[::-1], reduction):
         unrotated = _decode(content, where, reduction, cv2.IMREAD_IGNORE_ORIENTATION)
-        if unrotated.shape[:2] == reduced_hw:
+        if _has_size(unrotated, expected_hw, reduction):
             return unrotated
     found = _decode(content, where).shape if reduction > 1 else image.shape
     raise InputError(
         f"{where}: is {found[1]}x{found[0]}, but its annotation says {expected_hw[1]}x{expected_hw[0]}; "
         "mend the annotation or the picture"
     )
+
+
+def _has_size(image: Image, size_hw: tuple[int, int], reduction: int) -> bool:
+    """Whether a picture has this size before its reduction, which codecs round up or down."""
+    return all(abs(have * reduction - want) < reduction for have, want in zip(image.shape, size_hw, strict=False))
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -108,6 +110,8 @@ def _decode(content: bytes, where: str, reduction: int = 1, flags: int = 0) -> I
         raise InputError(f"{where}: is not a readable picture: {error.err}") from error
     if decoded is None:
         return _decode_with_pillow(content, where)[::reduction, ::reduction]
+    if reduction > 1:
+        decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
     return np.asarray(decoded, np.uint8)
 
 
