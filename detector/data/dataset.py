@@ -128,20 +128,12 @@ class DetectionDataset:
         annotations = []
         for index in range(len(self)):
             for position in range(*self.objects(index).indices(len(self.labels))):
-                x1, y1, x2, y2 = self.boxes_xyxy[position].astype(float).tolist()
-                annotations.append(
-                    {
-                        "id": position + 1,
-                        "image_id": index + 1,
-                        "category_id": int(self.labels[position]) + 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": int(self.crowd[position]),
-                    }
-                )
+                box, label = self.boxes_xyxy[position].astype(float).tolist(), int(self.labels[position])
+                crowd = bool(self.crowd[position])
+                annotations.append(coco_annotation(position, image=index, label=label, box_xyxy=box, crowd=crowd))
         category_ids = [index + 1 for index in range(len(self.class_names))]
         image_ids = [index + 1 for index in range(len(self))]
-        categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
+        categories = coco_categories(self.class_names)
         truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
         return truth, category_ids, image_ids
 
@@ -171,6 +163,26 @@ class DetectionDataset:
         categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
         truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
         return truth, category_ids, image_ids
+
+
+def coco_annotation(
+    number: int, *, image: int, label: int, box_xyxy: Sequence[float], crowd: bool = False
+) -> dict[str, Any]:
+    """An object as COCO writes it; numbers from 0 become ids from 1."""
+    x1, y1, x2, y2 = box_xyxy
+    return {
+        "id": number + 1,
+        "image_id": image + 1,
+        "category_id": label + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": int(crowd),
+    }
+
+
+def coco_categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Classes as COCO writes them, with ids from 1."""
+    return [{"id": index + 1, "name": name} for index, name in enumerate(class_names)]
 
 
 def is_coco_box(box: Any) -> bool:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from detector.config import SyntheticConfig
+from detector.data.dataset import coco_annotation, coco_categories
 from detector.errors import InputError
 from detector.structures import Floats, Image
 
@@ -128,19 +129,8 @@ def _write_split(root: Path, split: str, count: int, size_hw: tuple[int, int], s
         cv2.imwrite(str(root / "images" / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         images.append({"id": number + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            x1, y1, x2, y2 = box
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+            annotations.append(coco_annotation(len(annotations), image=number, label=label, box_xyxy=box))
+    content = {"images": images, "annotations": annotations, "categories": coco_categories(CLASS_NAMES)}
     (root / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 

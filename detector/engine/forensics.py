@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detector.data.dataset import coco_annotation, coco_categories
 from detector.errors import InputError
 from detector.structures import Batch
 
@@ -73,19 +74,8 @@ def save_batch(folder: Path, batch: Batch, class_names: tuple[str, ...]) -> None
         record = {"id": number + 1, "file_name": name, "height": height, "width": width}
         images.append({**record, "source": batch.image_ids[number]})
         for box, label in zip(batch.boxes_xyxy[number].tolist(), batch.labels[number].tolist(), strict=True):
-            x1, y1, x2, y2 = box
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": label + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                }
-            )
-    categories = [{"id": index + 1, "name": name} for index, name in enumerate(class_names)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+            annotations.append(coco_annotation(len(annotations), image=number, label=label, box_xyxy=box))
+    content = {"images": images, "annotations": annotations, "categories": coco_categories(class_names)}
     (folder / "instances.json").write_text(json.dumps(content), encoding="utf-8")
 
 
