@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,30 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
     assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
     assert launcher.wait(timeout=200) == 0
     assert last.read_bytes() == expected
+
+
+def test_two_machines_without_shared_storage(tiny: Make, tmp_path: Path) -> None:
+    """Two launchers in folders of their own: the run's folder is in one of them only."""
+    config = replace(tiny([*OPTIONS, "train.max_steps=3"]), run_dir="run")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "test"]
+    command += [str(ROOT / "tools/train.py"), str(tmp_path / "config.yaml")]
+    launchers = []
+    for machine in ("a", "b"):
+        (tmp_path / machine).mkdir()
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        launchers.append(subprocess.Popen(command, cwd=tmp_path / machine, text=True, **streams))  # type: ignore[call-overload]
+    errors = [launcher.communicate(timeout=200)[1] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], errors
+    (run_dir,) = tmp_path.glob("*/run")
+    assert load_checkpoint(run_dir / "last.safetensors").info["step"] == 3
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny: Make) -> None:
