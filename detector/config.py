@@ -379,7 +379,8 @@ def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
     """An experiment that was stored as text by `to_yaml` (in a weights file `where`). Raises: InputError."""
     tree = _parse_yaml(text, where)
     for section, fields in _ADDED_LATER.items():
-        tree[section] = {**fields, **tree[section]}
+        if isinstance(tree, dict) and isinstance(tree.get(section), dict):
+            tree[section] = {**fields, **tree[section]}
     return _validated(_EXPERIMENT, tree, where)
 
 

@@ -142,7 +142,7 @@ class Predictor:
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
-        self._decoder = build_decoder(model, network)
+        self.decoder = build_decoder(model, network)
         self._network = fold_batchnorm(network).to(memory_format=torch.channels_last)
         self._device = next(self._network.parameters()).device
 
@@ -181,7 +181,7 @@ class Predictor:
             raw_maps = self._network(to_network_input(pixels, self._device))
         results = postprocess(
             raw_maps,
-            self._decoder,
+            self.decoder,
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,

@@ -147,7 +147,7 @@ class Detections:
         scores: (n,) float32 in [0, 1], objectness times class probability, not increasing.
         labels: (n,) int64, an index into the class names.
         darknet_ranks: (n,) int64, where Darknet's program would list the box; only for its metric, else None.
-        anchors: (n,) int64, which anchor gave the box, counted over all scales, fine to coarse; None where unknown.
+        anchors: (n,) int64, which anchor gave the box, counted over the scales as the raw maps come; else None.
     """
 
     boxes_xyxy: Floats = field(default_factory=_no_boxes)

@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "loss",
         "metrics",
         "models",
+        "postprocess",
         "predict",
         "render",
         "structures",

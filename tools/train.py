@@ -56,7 +56,13 @@ def main(arguments: list[str]) -> int:
 
     try:
         metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
+    except InputError:
+        if first_process():
+            raise
+        return 2
     except InterruptedRunError as stop:
+        if not first_process():
+            return 130
         names = ["--names", options.names] if options.names else []
         command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
         say(f"{stop}: {shlex.join(command)}")

@@ -7,7 +7,6 @@ Legend: I images, n objects of all images together, in the order of the images.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.coco_file import read_coco_json
 from detector.data.images import decode_image, read_bytes
 from detector.data.paths import PathTable
 from detector.errors import InputError
@@ -138,26 +138,26 @@ class DetectionDataset:
         return truth, category_ids, image_ids
 
     def _original_ground_truth(self, path: Path) -> tuple[dict[str, Any], list[int], list[int]]:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        by_name = {category["name"]: int(category["id"]) for category in content["categories"]}
+        content = read_coco_json(path)
+        by_name = {category.name: int(category.id) for category in content.categories}
         # A class of the model that the file does not know gets an id that no annotation has.
         category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
         numeric = all(isinstance(image_id, int) for image_id in self.image_ids)
         number_of = {key: key if isinstance(key, int) and numeric else n for n, key in enumerate(self.image_ids, 1)}
         image_ids = [int(number_of[image_id]) for image_id in self.image_ids]
         annotations: list[dict[str, Any]] = []
-        for item in content.get("annotations", []):
-            box = item.get("bbox")
-            if item.get("image_id") not in number_of or not is_coco_box(box):
+        for item in content.annotations:
+            box = item.bbox
+            if item.image_id not in number_of or not is_coco_box(box):
                 continue  # reported as a problem when the data set was read
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # pycocotools takes the id 0 for "unmatched"
-                    "image_id": number_of[item["image_id"]],
-                    "category_id": item.get("category_id"),
+                    "image_id": number_of[item.image_id],
+                    "category_id": item.category_id,
                     "bbox": box,
-                    "area": item.get("area", box[2] * box[3]),
-                    "iscrowd": int(item.get("iscrowd", 0)),
+                    "area": box[2] * box[3] if item.area is None else item.area,
+                    "iscrowd": int(item.iscrowd),
                 }
             )
         categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import cv2
 import torch
@@ -67,26 +68,46 @@ def training_batches(
         pin_memory=torch.cuda.is_available(),
         timeout=seconds if workers else 0,
     )
-    batches = iter(loader)
+    processes: list[Any] = []
+    batches: Any = None
     try:
+        batches = iter(loader)
+        processes = list(getattr(batches, "_workers", []))
         for _ in range(len(loader)):
             if workers:
-                try:
+                with _explained(watch, seconds, report):
                     batch = next(batches)
-                except InputError as error:  # comes with the worker's traceback in its text
-                    raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
-                except RuntimeError as error:
-                    raise _explained(error, watch, seconds, report) from error
             else:
                 with _alarm(seconds, watch, report):
                     batch = next(batches)
             yield batch
     finally:
         # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
-        if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
-        watch.kill()
+        if processes:
+            batches._shutdown_workers()
+        for process in processes:
+            if process.is_alive():
+                process.kill()
         watch.close()
+
+
+@contextmanager
+def explain_lost_workers() -> Iterator[None]:
+    """Puts the sudden death of a loader process, which shows wherever the main process is just then, into words.
+
+    Raises:
+        InputError: in place of the loader's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if "DataLoader worker" not in text or not any(word in text for word in ("killed by", "exited unex", "Memory")):
+            raise
+        raise InputError(
+            f"a loader process was killed ({text.splitlines()[0].strip()}): the machine is probably out of memory; "
+            "lower train.num_workers or data.cache_mb"
+        ) from error
 
 
 def _init_worker(watch: ReadingWatch, worker: int) -> None:
@@ -98,24 +119,28 @@ def _init_worker(watch: ReadingWatch, worker: int) -> None:
     watch.start(worker)
 
 
-def _explained(error: RuntimeError, watch: ReadingWatch, seconds: int, report: Path | None) -> Exception:
-    """The error of a loader whose worker hangs or was killed, in words; any other error as it is."""
-    if "timed out" in str(error):
-        reading, stacks = watch.report()
-        return _stuck(reading, stacks, seconds, report)
-    if "killed by signal" in str(error) or "exited unexpectedly" in str(error):
-        return InputError(
-            f"a loader process was killed ({str(error).splitlines()[0].strip()}): the machine is probably out of "
-            "memory; lower train.num_workers or data.cache_mb"
-        )
-    return error
+@contextmanager
+def _explained(watch: ReadingWatch, seconds: int, report: Path | None) -> Iterator[None]:
+    """Names what a worker hangs at, and takes the traceback out of a worker's InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).rsplit("InputError: ", 1)[-1].strip()) from error
+    except RuntimeError as error:
+        if "timed out" not in str(error):
+            raise
+        raise _stuck(*watch.report(), seconds, report) from error
 
 
 def _stuck(reading: str, stacks: str, seconds: int, report: Path | None) -> InputError:
     where = ""
     if report is not None:
-        report.write_text(stacks, encoding="utf-8")
-        where = f"; stacks in {report}"
+        try:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(stacks, encoding="utf-8")
+            where = f"; stacks in {report}"
+        except OSError as error:
+            where = f"; stacks not written ({error.strerror})"
     return InputError(
         f"the loader gave no batch for {seconds} s: {reading}{where}; look at that file and its disk, or raise "
         "data.timeout_seconds"

@@ -62,8 +62,8 @@ def network_size(
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Lists of (step, slot), one list for each part of a batch, from `start_step` to `end_step`.
 
-    With several ranks (processes that train together) each has its own consecutive slots of every batch, so that all of
-    them together see the batches that one would see alone.
+    With several ranks (processes that train together) each has its own consecutive slots of every part, so that all of
+    them together see the parts that one would see alone.
     """
 
     def __init__(
@@ -78,14 +78,15 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.start_step = start_step
         self.end_step = end_step
-        self.part_size = batch_size // (subdivisions * num_ranks)
-        per_rank = batch_size // num_ranks
-        self.slots = range(rank * per_rank, (rank + 1) * per_rank)
+        part_size = batch_size // subdivisions
+        share = part_size // num_ranks
+        starts = range(rank * share, batch_size, part_size)
+        self.parts = [range(start, start + share) for start in starts]
 
     def __len__(self) -> int:
-        return (self.end_step - self.start_step) * (len(self.slots) // self.part_size)
+        return (self.end_step - self.start_step) * len(self.parts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start_step, self.end_step):
-            for first in self.slots[:: self.part_size]:
-                yield [(step, slot) for slot in range(first, first + self.part_size)]
+            for part in self.parts:
+                yield [(step, slot) for slot in part]

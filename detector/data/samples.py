@@ -121,18 +121,24 @@ class TrainingSamples(TorchDataset[Sample]):
         reduction = decode_reduction((height, width), (size_hw[0] / share, size_hw[1] / share))
         sample = self.cache.get((index, reduction))
         if sample is None:
-            self._note(str(self.dataset.paths[index]))
-            with self._timed("read"):
-                content = self.dataset.read_bytes(index)
-            with self._timed("decode"):
-                sample = self.dataset.decode(index, content, reduction=reduction)
-            self._note("")
+            with self._noted(str(self.dataset.paths[index])):
+                with self._timed("read"):
+                    content = self.dataset.read_bytes(index)
+                with self._timed("decode"):
+                    sample = self.dataset.decode(index, content, reduction=reduction)
             self.cache.put((index, reduction), sample)
         return sample
 
-    def _note(self, path: str) -> None:
-        if self.watch is not None:
-            self.watch.note(path)
+    @contextmanager
+    def _noted(self, path: str) -> Iterator[None]:
+        watch = self.watch
+        if watch is not None:
+            watch.note(path)
+        try:
+            yield
+        finally:
+            if watch is not None:
+                watch.note("")
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 _DUMP_SECONDS = 5.0
@@ -47,12 +46,6 @@ class ReadingWatch:
                 lines.append(f"worker {worker} has been reading {path} for {time.time() - float(since):.0f} s")
             stacks.append(f"worker {worker}, process {pid}\n{self._stacks_of(pid, file.with_suffix('.stacks'))}")
         return "; ".join(lines) or "no worker is reading a picture", "\n".join(stacks)
-
-    def kill(self) -> None:
-        """Ends the workers, which may not listen to anything else any more."""
-        for file in self.folder.glob("*.pid"):
-            with suppress(ProcessLookupError):
-                os.kill(int(file.read_text()), signal.SIGKILL)
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.parallel import DistributedDataParallel
 
 _T = TypeVar("_T")
 
@@ -78,14 +78,23 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
-    def wrap(self, network: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
-        """The network as it is trained: its gradients become the mean over the ranks, its statistics optionally too."""
+    def sum_gradients(self, network: nn.Module) -> None:
+        """Adds up the gradients of all ranks, in one buffer whose layout never changes.
+
+        Unlike DistributedDataParallel's buckets, which are laid out anew after the first step of a process: a sum over
+        three or more ranks would then be rounded in another way after a resume.
+        """
         if self.size == 1:
-            return network
-        if sync_batchnorm:
-            synchronize_batchnorm(network)
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+            return
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        gradients = [
+            parameter.grad if parameter.grad is not None else torch.zeros_like(parameter) for parameter in parameters
+        ]
+        buffer = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(buffer)
+        sums = torch.split(buffer, [gradient.numel() for gradient in gradients])
+        for parameter, gradient, total in zip(parameters, gradients, sums, strict=True):
+            parameter.grad = gradient.copy_(total.view_as(gradient))
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def join_ranks() -> Iterator[Ranks]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
@@ -110,12 +119,7 @@ def join_ranks() -> Iterator[Ranks]:
 
 def first_process() -> bool:
     """Whether this process is rank 0, which alone speaks to people."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def restarted_by_torchrun() -> bool:
-    """Whether torchrun started this process again after a failure; the run is then to be resumed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
@@ -128,16 +132,18 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        count = torch.full((1,), float(x.numel() // x.shape[1]), device=x.device)
-        sums = torch.cat((count, values.sum((0, 2, 3)), values.square().sum((0, 2, 3))))  # (1 + 2C,)
+        exact = values.double()  # the difference of two large sums would be lost in float32
+        count = torch.full((1,), float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
+        sums = torch.cat((count, exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))))  # (1 + 2C,)
         sums = all_reduce(sums)  # type: ignore[no-untyped-call] # its backward sums the gradients, too
         count, total, squares = sums.split((1, self.num_features, self.num_features))
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        self._remember(mean.detach(), variance.detach() * count.detach() / (count.detach() - 1))
+        mean64 = total / count
+        mean, variance = mean64.float(), (squares / count - mean64.square()).clamp(min=0).float()
+        correction = float(count.detach() / (count.detach() - 1))
+        self._remember(mean.detach(), variance.detach() * correction)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        out: Tensor = (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        centred = values - mean[:, None, None]
+        out: Tensor = (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
         return out
 
     @torch.no_grad()

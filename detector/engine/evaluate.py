@@ -9,7 +9,6 @@ from typing import Any
 from tqdm import tqdm
 
 from detector.data.dataset import DetectionDataset
-from detector.engine.distributed import Ranks
 from detector.metrics.coco import CocoEvaluator
 from detector.metrics.darknet_map import DarknetEvaluator
 from detector.predict import Predictor
@@ -44,38 +43,54 @@ def evaluate(
     coco_detections: int = COCO_DETECTIONS,
     progress: bool = False,
     on_image: Callable[[Sample, Detections], None] | None = None,
-    ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Predicts every image of a data set.
+    """Predicts every image of a data set and measures what was found.
 
     Args:
         predictor: with the thresholds of the evaluation; its class names are the data set's.
         dataset: images and objects.
         coco_detections: so many of an image count in COCO's metric, the best ones.
         progress: show a bar on stderr.
-        on_image: called with every image (of this rank) and what was found in it, for plots.
-        ranks: processes that share the images among them; None = this one alone.
+        on_image: called with every image and what was found in it, for plots.
 
     Returns:
-        The evaluation, ready to `compute`; on ranks other than the first an empty one.
+        The evaluation, ready to `compute`.
 
     Raises:
         InputError: a picture cannot be read: a number over part of the data would be no measurement.
     """
-    truth, category_ids, image_ids = dataset.ground_truth()
-    coco, darknet = CocoEvaluator(truth, category_ids, dataset.class_names), DarknetEvaluator(len(dataset.class_names))
-    rank, num_ranks = (ranks.rank, ranks.size) if ranks else (0, 1)
-    mine = range(rank, len(dataset), num_ranks)
+    results = detect_all(predictor, dataset, range(len(dataset)), progress=progress, on_image=on_image)
+    return score(dataset, results, coco_detections=coco_detections)
+
+
+def detect_all(
+    predictor: Predictor,
+    dataset: DetectionDataset,
+    indices: range,
+    *,
+    progress: bool = False,
+    on_image: Callable[[Sample, Detections], None] | None = None,
+) -> list[tuple[int, Detections]]:
+    """What is found in these images of a data set, each with its index. See `evaluate`."""
     results: list[tuple[int, Detections]] = []
-    for first in tqdm(range(0, len(mine), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
-        indices = mine[first : first + BATCH_SIZE]
-        samples = [dataset.read(index) for index in indices]
+    for first in tqdm(range(0, len(indices), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
+        part = indices[first : first + BATCH_SIZE]
+        samples = [dataset.read(index) for index in part]
         found = predictor.predict_batch([sample.image for sample in samples], darknet_ranks=True)
-        for index, sample, detections in zip(indices, samples, found, strict=True):
+        for index, sample, detections in zip(part, samples, found, strict=True):
             results.append((index, detections))
             if on_image is not None:
                 on_image(sample, detections)
-    for index, detections in sorted(ranks.gather(results) if ranks else results, key=lambda item: item[0]):
+    return results
+
+
+def score(
+    dataset: DetectionDataset, results: list[tuple[int, Detections]], *, coco_detections: int = COCO_DETECTIONS
+) -> Evaluation:
+    """The evaluation of what was found; the order of the results does not matter."""
+    truth, category_ids, image_ids = dataset.ground_truth()
+    coco, darknet = CocoEvaluator(truth, category_ids, dataset.class_names), DarknetEvaluator(len(dataset.class_names))
+    for index, detections in sorted(results, key=lambda item: item[0]):
         coco.update(image_ids[index], detections.best(coco_detections))
         objects = dataset.objects(index)
         real = ~dataset.crowd[objects]

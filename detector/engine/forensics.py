@@ -24,11 +24,11 @@ def first_nonfinite_layer(network: nn.Module, images: Tensor) -> str:
 
     Args:
         network: in training mode; not changed.
-        images: (B, 3, H, W), as it was fed.
+        images: (B, 3, H, W), as it was fed. Call it in the same autocast context.
     """
     if not torch.isfinite(images).all():
         return "the images"
-    for name, value in network.state_dict().items():
+    for name, value in network.named_parameters():  # not the statistics: the pass that failed has spoilt them already
         if not torch.isfinite(value).all():
             return f"the weights of {name}"
     found: list[str] = []
@@ -80,32 +80,35 @@ def save_batch(folder: Path, batch: Batch, class_names: tuple[str, ...]) -> None
 
 
 @contextmanager
-def explain_out_of_memory(network: nn.Module, batch_size: int, subdivisions: int) -> Iterator[None]:
-    """Turns an allocation that failed into advice: into how many parts the batch must be cut."""
+def explain_out_of_memory(num_images: int, subdivisions: int, *, fp32: bool) -> Iterator[None]:
+    """Turns an allocation that failed into advice: into how many parts the batch must be cut.
+
+    Args:
+        num_images: of a step, for this process.
+        subdivisions: parts that they are computed in.
+        fp32: whether there is half of the memory to be saved by bf16.
+
+    Raises:
+        InputError: with the advice, in place of the failed allocation's error.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        part = batch_size // subdivisions
-        larger = [count for count in range(subdivisions + 1, batch_size + 1) if batch_size % count == 0]
+        part = num_images // subdivisions
+        larger = [count for count in range(subdivisions + 1, num_images + 1) if num_images % count == 0]
         if larger:
-            share = 100 * (batch_size // larger[0]) // part
-            images = batch_size // larger[0]
+            images = num_images // larger[0]
+            share = 100 * images // part
             advice = f"train.subdivisions={larger[0]} (parts of {images} images) needs about {share} % of it"
         else:
             advice = "the parts have one image already: lower preprocess.size_hw; half of each side needs a quarter"
-        raise InputError(
-            f"out of memory with {part} images at a time ({_size_of(network)}): {advice}; "
-            "train.precision=bf16 halves the feature maps of fp32"
-        ) from error
+        precision = "; train.precision=bf16 halves the feature maps" if fp32 else ""
+        raise InputError(f"out of memory with {part} images at a time: {advice}{precision}") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     texts = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or any(text in str(error) for text in texts)
-
-
-def _size_of(network: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"

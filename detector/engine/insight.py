@@ -25,6 +25,7 @@ MAX_IMAGES = 2000
 """Of a larger data set so many are looked at, evenly spread."""
 NUM_SUSPECTS = 24
 LOWEST_SCORE = 0.01
+SHOWN_SCORE = 0.25
 MISSING_SCORE = 0.5
 MISSING_IOU = 0.3
 CROP_SIDE = 160
@@ -54,7 +55,7 @@ class Insight:
     Attributes:
         num_images: looked at.
         num_unreadable: of them, which the doctor names.
-        hard: objects that the network still misses, the highest loss first.
+        hard: objects that the network still misses (no box of their class scores above 0.25), the highest loss first.
         missing: confident detections where no label is, the highest score first.
         answers: for each anchor, fine to coarse, how many objects it found (score above 0.25, IoU above 0.5).
     """
@@ -87,7 +88,7 @@ def look_at_labels(predictor: Predictor, dataset: DetectionDataset, *, progress:
         _count_answers(insight, sample, found)
         losses = object_losses(sample, found)
         names = dataset.class_names
-        for row in np.flatnonzero(~sample.crowd).tolist():
+        for row in np.flatnonzero(~sample.crowd & (losses > -math.log(SHOWN_SCORE))).tolist():
             _keep(insight.hard, sample, names, sample.boxes_xyxy[row], int(sample.labels[row]), losses[row])
         for row in unlabelled(sample, found):
             _keep(insight.missing, sample, names, found.boxes_xyxy[row], int(found.labels[row]), found.scores[row])
@@ -97,7 +98,7 @@ def look_at_labels(predictor: Predictor, dataset: DetectionDataset, *, progress:
 def object_losses(sample: Sample, found: Detections) -> np.ndarray:
     """(n,): minus the logarithm of the best score with which an object's own class covers it (IoU above 0.5).
 
-    4.6 where nothing above the score 0.01 does.
+    4.6 where nothing above the score 0.01 (or the predictor's threshold) does.
     """
     scores = np.full(len(sample.labels), LOWEST_SCORE)
     if len(found):
@@ -117,7 +118,7 @@ def unlabelled(sample: Sample, found: Detections) -> list[int]:
 
 
 def _count_answers(insight: Insight, sample: Sample, found: Detections) -> None:
-    shown = found.above(0.25)
+    shown = found.above(SHOWN_SCORE)
     for _, column in match_detections(sample.boxes_xyxy[~sample.crowd], shown).pairs:
         assert shown.anchors is not None, "postprocess fills it"
         anchor = int(shown.anchors[column])

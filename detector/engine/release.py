@@ -36,8 +36,8 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
         written, bytes, ap50 and ap of the file, and of the float32 weights.
 
     Raises:
-        InputError: no run of ours, its data are missing, the file exists, or the metrics differ by more than 0.001 (the
-            file is removed).
+        InputError: no run of ours, its data are missing, the file exists, or the metrics differ by more than 0.001
+            (nothing is written).
     """
     loaded = find_model(run, None)
     stored = loaded.info.get("config")
@@ -75,10 +75,15 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
         "val": _describe(splits["val"], config.data.val),
     }
     info = {"step": checkpoint.info["step"], "config": stored, "metrics": full, "provenance": provenance}
-    save_checkpoint(out, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
-    half = measure(out)
+    if full["ap"] is None:
+        raise InputError(f"{loaded.path}: cannot be released, its validation split {config.data.val} has no objects")
+    trial = out.with_name(f".{out.name}")
+    try:
+        save_checkpoint(trial, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
+        half = measure(trial)
+    finally:
+        trial.unlink(missing_ok=True)
     if max(abs(full[key] - half[key]) for key in ("ap", "ap50")) > TOLERANCE:
-        out.unlink()
         raise InputError(
             f"{out}: refused, half precision changes AP50 {full['ap50']:.4f} to {half['ap50']:.4f} and AP "
             f"{full['ap']:.4f} to {half['ap']:.4f} (at most {TOLERANCE})"

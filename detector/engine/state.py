@@ -29,6 +29,7 @@ class RunState:
         step: optimiser steps done.
         best: the best value of the chosen metric so far.
         window: sums of the loss terms since the last log line, and their number of steps.
+        evaluated: whether the evaluation that falls on this step, if any, is done.
     """
 
     network: nn.Module
@@ -37,6 +38,7 @@ class RunState:
     step: int = 0
     best: float = -1.0
     window: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TERMS, "steps"), 0.0))
+    evaluated: bool = True
 
     def evaluated_network(self) -> nn.Module:
         return self.ema.average if self.ema is not None else self.network
@@ -58,7 +60,13 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
         buffer = state.optimizer.state[parameter].get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer
-    info = {"step": state.step, "best": state.best, "window": state.window, "config": to_yaml(config)}
+    info = {
+        "step": state.step,
+        "best": state.best,
+        "window": state.window,
+        "evaluated": state.evaluated,
+        "config": to_yaml(config),
+    }
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
@@ -68,8 +76,15 @@ def start_run(config: ExperimentConfig, ranks: Ranks, *, resume: bool) -> RunSta
     Rank 0 reads and writes the files; the others get its state.
     """
     state = fresh_state(config, ranks.device)
+    problem = ""
     if ranks.first:
-        _open_run_dir(state, config, resume=resume)
+        try:
+            _open_run_dir(state, config, resume=resume)
+        except InputError as error:
+            problem = str(error)
+    problem = ranks.agree(problem)
+    if problem:
+        raise InputError(problem)
     _share(state, ranks)
     return state
 
@@ -85,7 +100,8 @@ def fresh_state(config: ExperimentConfig, device: torch.device) -> RunState:
 
 def _share(state: RunState, ranks: Ranks) -> None:
     """Gives all ranks the state of rank 0."""
-    state.step, state.best, state.window = ranks.agree((state.step, state.best, state.window))
+    counters = ranks.agree((state.step, state.best, state.window, state.evaluated))
+    state.step, state.best, state.window, state.evaluated = counters
     ranks.copy_first(state.network.state_dict().values())
     if state.ema is not None:
         ranks.copy_first(state.ema.average.state_dict().values())
@@ -112,8 +128,8 @@ def _open_run_dir(state: RunState, config: ExperimentConfig, *, resume: bool) ->
         best = run_dir / "best.safetensors"
         if best.exists() and not resume:
             raise InputError(f"{best}: is there without its run; move it, or take another place with run_dir=PATH")
-        for leftover in (best, run_dir / "metrics.jsonl"):  # of a run that was killed before its first checkpoint
-            leftover.unlink(missing_ok=True)
+        # Of a run that was killed before its first checkpoint; its best weights are written over in time.
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
 
 
@@ -132,4 +148,4 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, 
             buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
             state.optimizer.state[parameter]["momentum_buffer"] = buffer
     state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
-    state.window = checkpoint.info["window"]
+    state.window, state.evaluated = checkpoint.info["window"], checkpoint.info.get("evaluated", True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from detector.build import build_decoder
 from detector.config import ExperimentConfig
-from detector.engine.distributed import Ranks
+from detector.engine.distributed import Ranks, synchronize_batchnorm
 from detector.engine.forensics import (
     explain_out_of_memory,
     first_nonfinite_gradient,
@@ -41,7 +42,8 @@ class TrainingStep:
         self.ranks = ranks
         self.loss = build_loss(config, state.network)
         self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
-        self.network = ranks.wrap(state.network, sync_batchnorm=config.train.sync_batchnorm)
+        if config.train.sync_batchnorm and ranks.size > 1:
+            synchronize_batchnorm(state.network)
 
     def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
         """The loss terms of this rank's images.
@@ -52,43 +54,54 @@ class TrainingStep:
         Raises:
             InputError: a value is not finite (the batch is saved in the run's folder), or the memory is used up.
         """
-        state, settings = self.state, self.config.train
+        settings = self.config.train
+        with explain_out_of_memory(
+            settings.batch_size // self.ranks.size, settings.subdivisions, fp32=self.precision == torch.float32
+        ):
+            return self._compute(batches)
+
+    def _compute(self, batches: Iterator[Batch]) -> dict[str, float]:
+        state = self.state
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(state.step, settings)
+            group["lr"] = learning_rate_at(state.step, self.config.train)
         state.optimizer.zero_grad(set_to_none=True)
         sums = dict.fromkeys(TERMS, 0.0)
-        for part in range(settings.subdivisions):
+        for _ in range(self.config.train.subdivisions):
             batch = next(batches)
-            with explain_out_of_memory(state.network, self.config.train.batch_size, settings.subdivisions):
-                terms = self._backward(batch, last=part == settings.subdivisions - 1)
-            for name, value in terms.items():
-                sums[name] += value
-        nonfinite = first_nonfinite_gradient(state.network)
-        if nonfinite:
-            raise self._nonfinite(nonfinite, batch)
+            terms = self._forward(batch)
+            for name in TERMS:
+                sums[name] += float(getattr(terms, name).detach())
+            bad_loss = not all(map(math.isfinite, sums.values()))
+            self._stop_if(bad_loss, batch, partial(self._first_layer, batch))
+            terms.total().backward()  # type: ignore[no-untyped-call]
+            gradient = first_nonfinite_gradient(state.network)
+            self._stop_if(gradient is not None, batch, partial(str, gradient))
+        self.ranks.sum_gradients(state.network)
         state.optimizer.step()
         if state.ema is not None:
             state.ema.update(state.network, state.step)
         return sums
 
-    def _backward(self, batch: Batch, *, last: bool) -> dict[str, float]:
-        """Adds the gradients of one part; the ranks exchange theirs after the last one."""
-        waits = self.ranks.size > 1 and not last
-        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            terms = self._forward(batch)
-            values = {name: float(getattr(terms, name).detach()) for name in TERMS}
-            if any(value - value != 0 for value in values.values()):
-                raise self._nonfinite(first_nonfinite_layer(self.state.network, self._input(batch)), batch)
-            (terms.total() * self.ranks.size).backward()  # type: ignore[no-untyped-call]
-        return values
+    def _stop_if(self, bad: bool, batch: Batch, place: Callable[[], str]) -> None:
+        """Stops all ranks together when one of them met a value that is not finite; each saves what it was at."""
+        if self.ranks.sum([float(bad)])[0] > 0:
+            where = place()  # on all ranks: it may exchange statistics
+            raise self._nonfinite(where if bad else "another process", batch)
+
+    def _first_layer(self, batch: Batch) -> str:
+        with self._autocast():
+            return first_nonfinite_layer(self.state.network, self._input(batch))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def _input(self, batch: Batch) -> Tensor:
         return to_network_input(batch.images, self.ranks.device)  # (B, 3, H, W)
 
     def _forward(self, batch: Batch) -> LossTerms:
         device = self.ranks.device
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            raw_maps = self.network(self._input(batch))
+        with self._autocast():
+            raw_maps = self.state.network(self._input(batch))
         return self.loss(
             [raw_map.float() for raw_map in raw_maps],
             [boxes.to(device, non_blocking=True) for boxes in batch.boxes_xyxy],
@@ -99,8 +112,12 @@ class TrainingStep:
     def _nonfinite(self, where: str, batch: Batch) -> InputError:
         assert self.config.run_dir is not None
         step = self.state.step + 1
-        folder = Path(self.config.run_dir) / f"nonfinite_step_{step}"
-        save_batch(folder, batch, self.config.model.class_names)
+        rank = f"_rank_{self.ranks.rank}" if self.ranks.size > 1 else ""
+        folder = Path(self.config.run_dir) / f"nonfinite_step_{step}{rank}"
+        try:
+            save_batch(folder, batch, self.config.model.class_names)
+        except OSError as error:
+            folder = Path(f"(not saved: {error.strerror})")
         return InputError(
             f"step {step}: the first value that is not finite is in {where}, images {batch.image_ids}, saved in "
             f"{folder}; lower train.learning_rate, lengthen train.burn_in, or look at these images"

@@ -15,11 +15,11 @@ from typing import Any
 from detector.config import ExperimentConfig
 from detector.data import open_dataset
 from detector.data.dataset import DetectionDataset, summarize
-from detector.data.loader import training_batches
+from detector.data.loader import explain_lost_workers, training_batches
 from detector.data.synthetic import ensure_synthetic_dataset
-from detector.engine.distributed import Ranks, join_ranks, restarted_by_torchrun
+from detector.engine.distributed import Ranks, join_ranks
 from detector.engine.ema import ExponentialMovingAverage
-from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+from detector.engine.evaluate import MAX_DETECTIONS, detect_all, score
 from detector.engine.finetune import load_initial_weights
 from detector.engine.log import RunLog, SilentLog
 from detector.engine.memory import keep_freed_memory, resident_mb
@@ -37,16 +37,10 @@ WAIT_SECONDS = 0.005
 
 
 class Stopwatch:
-    """An iterator that counts how often and how long its reader waited.
-
-    Attributes:
-        num_waits: how often it took more than five milliseconds.
-        seconds: all waiting together.
-    """
+    """An iterator that adds up how long its reader waited, in `seconds`."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.num_waits = 0
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -55,9 +49,7 @@ class Stopwatch:
     def __next__(self) -> Batch:
         started = time.perf_counter()
         batch = next(self._batches)
-        waited = time.perf_counter() - started
-        self.num_waits += waited > WAIT_SECONDS
-        self.seconds += waited
+        self.seconds += time.perf_counter() - started
         return batch
 
 
@@ -95,7 +87,7 @@ def train(
         train_set, val_set = open_split(config, config.data.train), open_split(config, config.data.val)
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
-        state = start_run(config, ranks, resume=resume or restarted_by_torchrun())
+        state = start_run(config, ranks, resume=resume)
         filled = _fill(state, config, weights)
         log = RunLog(run_dir, state.step, config.train.max_steps, progress) if ranks.first else SilentLog()
         if filled:
@@ -158,17 +150,20 @@ def _run(
     )
     batches = Stopwatch(source)
     metrics: dict[str, Any] = {}
-    busy_seconds, first_step = 0.0, state.step
-    with _deferred_interrupt() as received, closing(source):
+    busy_seconds, num_waits, first_step = 0.0, 0, state.step
+    with _deferred_interrupt() as received, explain_lost_workers(), closing(source):
+        if not state.evaluated:  # a picture stopped the evaluation when the run was saved last
+            metrics = _evaluate(config, state, log, val_set, ranks)
         while state.step < settings.max_steps:
-            started = time.perf_counter()
+            started, waited = time.perf_counter(), batches.seconds
             *sums, interrupted = ranks.sum([*step_function(batches).values(), len(received)])
             busy_seconds += time.perf_counter() - started
+            num_waits += batches.seconds - waited > WAIT_SECONDS
             state.step += 1
             done = state.step - first_step
             speeds = {
                 "images_per_second": done * settings.batch_size / busy_seconds,
-                "share_of_steps_that_waited": batches.num_waits / done,
+                "share_of_steps_that_waited": num_waits / done,
                 "share_of_time_waiting": batches.seconds / busy_seconds,
                 "resident_mb": resident_mb(),
             }
@@ -178,7 +173,7 @@ def _run(
                 try:
                     metrics = _evaluate(config, state, log, val_set, ranks)
                 except Exception:
-                    _save(config, state, ranks)  # a bad picture costs no training
+                    _save(config, state, ranks)  # a bad picture costs no training; the evaluation is made up for
                     raise
             if last or interrupted or state.step % settings.save_every == 0:
                 _save(config, state, ranks)
@@ -190,12 +185,11 @@ def _run(
         predictor = _predictor(config, state)
         write_run_report(run_dir / "report.html", config, predictor, train_set, val_set, progress=log.shows_progress)
         log.say(f"report: {run_dir / 'report.html'}")
-    ranks.wait()
     done = state.step - first_step
     return {
         **metrics,
         "images_per_second": done * settings.batch_size / busy_seconds if done else None,
-        "share_of_steps_that_waited": batches.num_waits / done if done else None,
+        "share_of_steps_that_waited": num_waits / done if done else None,
     }
 
 
@@ -232,15 +226,17 @@ def _evaluate(
     config: ExperimentConfig, state: RunState, log: RunLog | SilentLog, dataset: DetectionDataset, ranks: Ranks
 ) -> dict[str, Any]:
     """Measures and records; keeps the network as best.safetensors when it is the best so far."""
+    state.evaluated = False
     metrics, pictures = _measure(config, state, log, dataset, ranks)
     log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if not isinstance(value, dict)})
     log.picture("val/predictions", tile(pictures, columns=4, cell_hw=(240, 320)), state.step)
     log.say(f"step {state.step}: AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}")
     value = metrics[config.evaluate.metric]
     if value is not None and value > state.best:
-        state.best = value
         if ranks.first:
             save_weights(Path(config.run_dir or "") / "best.safetensors", config, state, metrics)
+        state.best = value
+    state.evaluated = True
     return metrics
 
 
@@ -257,15 +253,10 @@ def _measure(
         if len(pictures) < NUM_PICTURES:
             pictures.append(draw(sample.image, detections.above(0.25), predictor.class_names))
 
-    evaluation = evaluate(
-        predictor,
-        dataset,
-        coco_detections=settings.max_detections,
-        progress=log.shows_progress,
-        on_image=keep_picture,
-        ranks=ranks,
-    )
-    return ranks.agree(evaluation.compute() if ranks.first else {}), pictures
+    mine = range(ranks.rank, len(dataset), ranks.size)
+    results = ranks.gather(detect_all(predictor, dataset, mine, progress=log.shows_progress, on_image=keep_picture))
+    metrics = score(dataset, results, coco_detections=settings.max_detections).compute() if ranks.first else {}
+    return ranks.agree(metrics), pictures
 
 
 def _predictor(config: ExperimentConfig, state: RunState) -> Predictor:

@@ -27,7 +27,7 @@ from detector.predict import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., ExperimentConfig]
-OPTIONS = ["train.precision=fp32", "train.max_steps=1", "train.subdivisions=1", "train.burn_in=0", "evaluate.every=0"]
+OPTIONS = ["train.precision=fp32", "train.max_steps=1", "train.subdivisions=2", "train.burn_in=0", "evaluate.every=0"]
 
 
 def torchrun(config: ExperimentConfig, folder: Path, *options: str) -> list[str]:
@@ -45,10 +45,9 @@ def test_all_ranks_together_see_the_batches_of_one(tiny: Make) -> None:
         list(training_batches(dataset, config, start_step=0, end_step=2, rank=rank, num_ranks=2)) for rank in (0, 1)
     ]
     assert [len(batches) for batches in shares] == [4, 4]
-    for step in range(2):
-        parts = slice(2 * step, 2 * step + 2)
-        together = torch.cat([batch.images for share in shares for batch in share[parts]])
-        assert torch.equal(together, torch.cat([batch.images for batch in alone[parts]]))
+    for part, first, second in zip(alone, *shares, strict=True):
+        assert torch.equal(torch.cat((first.images, second.images)), part.images)
+        assert [*first.image_ids, *second.image_ids] == part.image_ids
 
 
 def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path: Path) -> None:
@@ -91,6 +90,7 @@ import torch, torch.distributed as dist
 from detector.engine.distributed import join_ranks, synchronize_batchnorm
 generator = torch.Generator().manual_seed(0)
 images, weights = (3 * torch.randn(6, 5, 4, 7, generator=generator) + 1 for _ in range(2))
+images[:, 4] = 1000 + 0.1 * images[:, 4]  # a mean far above the spread
 def gradients(norm, part):
     part_images = images[part].clone().requires_grad_()
     loss = (norm(part_images) * weights[part]).square().sum()
@@ -102,9 +102,10 @@ with join_ranks() as ranks:
     expected, found = gradients(whole, slice(0, 6)), list(gradients(shared[0], mine))
     for gradient in found[1:]:
         dist.all_reduce(gradient)
-    torch.testing.assert_close(found[0], expected[0][mine], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[1:], list(expected[1:]), rtol=1e-4, atol=1e-2)
-    torch.testing.assert_close(shared[0].running_var, whole.running_var)
+    # Of channel 4 only the statistics: what float32 leaves of its gradient differs from formula to formula.
+    torch.testing.assert_close(found[0][:, :4], expected[0][mine][:, :4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([each[:4] for each in found[1:]], [each[:4] for each in expected[1:]], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(shared[0].running_var, whole.running_var, rtol=1e-4, atol=0)
     torch.testing.assert_close(shared[0].running_mean, whole.running_mean)
     print("compared on", ranks.rank)
 """
@@ -127,7 +128,7 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
     expected = last.read_bytes()
     last.parent.rename(tmp_path / "straight")
 
-    command = torchrun(config, tmp_path, "--max-restarts", "1")
+    command = [*torchrun(config, tmp_path, "--max-restarts", "1"), "--resume"]
     launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 200
     while not last.exists() and time.monotonic() < deadline:
@@ -177,8 +178,8 @@ def test_alone_nothing_communicates() -> None:
     assert alone.sum([1.0, 2.0]) == [1, 2]
     assert alone.gather([3]) == [3]
     assert alone.agree("x") == "x"
-    assert alone.wrap(network, sync_batchnorm=True) is network
     alone.wait()
+    alone.sum_gradients(network)
 
 
 def test_synchronized_normalisation_keeps_names_and_parameters() -> None:

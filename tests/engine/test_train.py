@@ -119,7 +119,7 @@ def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_ba
     saved = open_dataset(folder / "instances.json")
     assert len(saved) == config.train.batch_size // config.train.subdivisions
     assert set(saved.class_names) == set(config.model.class_names)
-    assert saved.read(0).image.shape[:2] == config.preprocess.size_hw
+    assert saved.read(0).image.shape[0] in {64, 96, 128}, "a size of this multi-scale run"
 
 
 def test_what_a_run_leaves_behind(trained_run: Path) -> None:
