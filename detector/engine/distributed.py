@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 _T = TypeVar("_T")
 
@@ -122,6 +121,27 @@ def first_process() -> bool:
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over the ranks that passes gradients: each rank's part has that of all ranks' uses of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(values)
+    return total
+
+
 class SynchronizedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all ranks' images; for CPUs, where PyTorch has none.
 
@@ -135,7 +155,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         exact = values.double()  # the difference of two large sums would be lost in float32
         count = torch.full((1,), float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
         sums = torch.cat((count, exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))))  # (1 + 2C,)
-        sums = all_reduce(sums)  # type: ignore[no-untyped-call] # its backward sums the gradients, too
+        sums = _sum_over_ranks(sums)
         count, total, squares = sums.split((1, self.num_features, self.num_features))
         mean64 = total / count
         mean, variance = mean64.float(), (squares / count - mean64.square()).clamp(min=0).float()
