@@ -125,13 +125,13 @@ class _SumOverRanks(torch.autograd.Function):
     """A sum over the ranks that passes gradients: each rank's part has that of all ranks' uses of the sum."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total
@@ -156,7 +156,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         count = torch.full((1,), float(x.numel() // x.shape[1]), dtype=torch.float64, device=x.device)
         sums = torch.cat((count, exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))))  # (1 + 2C,)
         sums = _sum_over_ranks(sums)
-        count, total, squares = sums.split((1, self.num_features, self.num_features))
+        count, total, squares = torch.split(sums, [1, self.num_features, self.num_features])
         mean64 = total / count
         mean, variance = mean64.float(), (squares / count - mean64.square()).clamp(min=0).float()
         correction = float(count.detach() / (count.detach() - 1))
