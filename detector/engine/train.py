@@ -33,7 +33,8 @@ from detector.render import draw, tile
 from detector.structures import Batch, Detections, Image, Sample
 
 NUM_PICTURES = 8
-WAIT_SECONDS = 0.005
+WAIT_SECONDS = 0.02
+"""Taking over a batch that is ready lasts some milliseconds; what takes longer was not ready."""
 
 
 class Stopwatch:
@@ -70,7 +71,7 @@ def train(
 
     Returns:
         The metrics of the last evaluation; `images_per_second` of this session's steps and
-        `share_of_steps_that_waited` for the loader by more than 5 ms (None without any step).
+        `share_of_steps_that_waited` for the loader by more than 20 ms (None without any step).
 
     Raises:
         InputError: bad data, a run that is in the way, a loss that is not finite.
