@@ -138,8 +138,8 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
-    # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up: it is
-    # started again with the same command, as a job system would.
+    # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up: it
+    # is started again with the same command, as a job system would.
     if launcher.wait(timeout=200) != 0:
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert last.read_bytes() == expected
