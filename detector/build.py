@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import nn
 
 from detector.anchors import split_anchors
@@ -31,11 +31,12 @@ def build_decoder(model: AnyModel, network: nn.Module) -> Decoder:
     """How to read the raw maps of `network`, which `build_network(model)` made."""
     if isinstance(model, ModelConfig):
         strides: tuple[int, ...] = network.strides  # type: ignore[assignment]
-        return Decoder(tuple(split_anchors(model.anchors, len(strides))), strides, model.scale_xy)
+        anchors_wh = split_anchors(model.anchors, len(strides)).numpy()
+        return Decoder(tuple(anchors_wh), strides, model.scale_xy)
     assert isinstance(network, DarknetNetwork)
     yolos = network.yolo_sections
     return Decoder(
-        anchors_wh=tuple(torch.tensor(yolo.anchors_wh) for yolo in yolos),
+        anchors_wh=tuple(np.array(yolo.anchors_wh, np.float32) for yolo in yolos),
         strides=network.strides,
         scale_xy=tuple(yolo.scale_xy for yolo in yolos),
         new_coords=yolos[0].new_coords,

@@ -52,14 +52,19 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a model in the same way for all tools; resolved by `detector.predict.find_model`."""
+    """The arguments that name a model in the same way for all tools; resolved by `detector.load.find_model`."""
     parser.add_argument(
         "model",
         nargs="?",
-        help="weights file, Darknet cfg, run folder, or config (its run); default: the newest in weights/",
+        help="weights or exported file, Darknet cfg, run folder, or config (its run); default: the newest in weights/",
     )
     parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config or is left out")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
+    parser.add_argument(
+        "--backend",
+        help="torch, torch-bf16, onnxruntime, openvino, openvino-bf16 or opencv; auto = the quickest on this machine "
+        "(default: torch for weights, the library of its format for an exported file)",
+    )
 
 
 def print_json(content: Any) -> None:

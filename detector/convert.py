@@ -15,8 +15,8 @@ from detector.darknet import load_darknet
 from detector.darknet.export import export_detector
 from detector.darknet.weights import write_weights
 from detector.errors import InputError
+from detector.load import find_weights_of, load_detector
 from detector.models.detector import Detector
-from detector.predict import find_model, load_detector
 
 TOLERANCE = 1e-4
 """Largest difference of the raw maps, relative to their largest value: float32 sums in another order."""
@@ -28,7 +28,7 @@ def to_darknet(weights: str, out: Path) -> dict[str, Any]:
     Raises:
         InputError: no native detector, or the copy does not agree (the files are removed).
     """
-    loaded = find_model(weights, None)
+    loaded = find_weights_of(weights)
     if not isinstance(loaded.model, ModelConfig) or not isinstance(loaded.network, Detector):
         raise InputError(f"{loaded.path}: is a Darknet model already")
     if out.suffix != ".cfg":

@@ -1,5 +1,8 @@
 """Raw maps -> detections: decode, threshold, non-maximum suppression, top-k. One path for every program here.
 
+Everything is done in NumPy: from a threshold of 0.01 on only some dozens of places are left after the first comparison,
+and for so few a tensor library costs more than it computes.
+
 Legend: B images, A anchors of a scale, C classes, h, w rows and columns, K candidates.
 """
 
@@ -10,16 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torchvision.ops import batched_nms
+from numpy.typing import NDArray
+from torchvision.ops import nms
 
-from detector.anchors import decode_boxes, split_raw_map
 from detector.boxes import pairwise_distance_iou
-from detector.structures import Detections
+from detector.structures import Detections, Floats, Ints
 
 MAX_CANDIDATES = 10_000
 PLACES_PER_SCALE = 1 << 32
 DARKNET_MIN_SCORE = 0.005
+LARGEST_EXPONENT = 88.0
+"""exp of more overflows in float32."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Decoder:
     """What it takes to read a network's raw maps.
 
     Attributes:
-        anchors_wh: for each of the S scales (A, 2) input pixels.
+        anchors_wh: for each of the S scales (A, 2) float32, input pixels.
         strides: of the S scales.
         scale_xy: one per scale.
         new_coords: the maps hold activated values, sizes are (2 v)^2 * anchor (Scaled-YOLOv4's cfgs).
@@ -35,15 +39,36 @@ class Decoder:
             squared diagonal of the hull (Darknet's greedynms and diounms); None = by IoU.
     """
 
-    anchors_wh: Sequence[Tensor]
+    anchors_wh: tuple[Floats, ...]
     strides: tuple[int, ...]
     scale_xy: tuple[float, ...]
     new_coords: bool = False
     nms_beta: float | None = None
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Class-wise boxes of all images that scored above the threshold.
+
+    Attributes:
+        image: (K,) index of the image.
+        boxes_xyxy: (K, 4) network-input pixels.
+        scores: (K,) objectness times class probability.
+        labels: (K,).
+        places: (K,) a key for each place (image, scale, anchor, cell) that gave the box.
+        anchors: (K,) counted over the scales.
+    """
+
+    image: Ints
+    boxes_xyxy: Floats
+    scores: Floats
+    labels: Ints
+    places: Ints
+    anchors: Ints
+
+
 def postprocess(
-    raw_maps: Sequence[Tensor],
+    raw_maps: Sequence[Floats],
     decoder: Decoder,
     *,
     score_threshold: float,
@@ -58,7 +83,7 @@ def postprocess(
     than 10,000 candidates above the threshold, the best 10,000 go on.
 
     Args:
-        raw_maps: (B, A * (5 + C), h, w) for each scale, any float type.
+        raw_maps: (B, A * (5 + C), h, w) float32 for each scale.
         decoder: anchors and strides of the network.
         score_threshold: candidates at or below are dropped.
         nms_threshold: IoU.
@@ -68,90 +93,116 @@ def postprocess(
     Returns:
         B `Detections`.
     """
-    batch = raw_maps[0].shape[0]
-    candidates = [
-        _candidates(raw_map.float(), decoder, scale, score_threshold) for scale, raw_map in enumerate(raw_maps)
-    ]
-    image, boxes, scores, labels, place, anchors = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+    found = find_candidates(raw_maps, decoder, score_threshold)
+    batch = len(raw_maps[0])
     results = []
     for index in range(batch):
-        mine = (image == index).nonzero()[:, 0]
-        if len(mine) > MAX_CANDIDATES:
-            mine = mine[scores[mine].topk(MAX_CANDIDATES).indices]
-        kept = mine[_suppress(boxes[mine], scores[mine], labels[mine], nms_threshold, decoder.nms_beta)]
-        kept = kept[:max_detections]
+        mine = np.flatnonzero(found.image == index) if batch > 1 else np.arange(len(found.image))
+        mine = mine[np.argsort(-found.scores[mine], kind="stable")[:MAX_CANDIDATES]]
+        boxes, scores, labels = found.boxes_xyxy[mine], found.scores[mine], found.labels[mine]
+        rows = _suppress(boxes, scores, labels, nms_threshold, decoder.nms_beta)[:max_detections]
         ranks = None
         if darknet_ranks:
-            by_place = _darknet_ranks(place[mine], scores[mine], labels[mine])
-            ranks = np.array([by_place.get(int(key), len(by_place)) for key in place[kept]], np.int64)
-        found = Detections(
-            boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy(), ranks, anchors[kept].numpy()
-        )
-        results.append(found)
+            by_place = _darknet_ranks(found.places[mine], scores, labels)
+            ranks = np.array([by_place.get(int(key), len(by_place)) for key in found.places[mine[rows]]], np.int64)
+        results.append(Detections(boxes[rows], scores[rows], labels[rows], ranks, found.anchors[mine[rows]]))
     return results
 
 
-def _candidates(
-    raw_map: Tensor, decoder: Decoder, scale: int, score_threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Image, boxes (K, 4), scores, labels above the threshold, a key for each place, its anchor; (K,), on the CPU.
+def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshold: float) -> Candidates:
+    """What scores above the threshold, before any suppression.
 
     Objectness first: a score can never exceed it, so most places are dropped before anything else is computed.
     """
-    raw = split_raw_map(raw_map, len(decoder.anchors_wh[scale]))  # (B, A, h, w, 5 + C)
-    if decoder.new_coords:
-        raw = _to_logits(raw)
-    objectness = raw[..., 4].sigmoid()
-    image, anchor, row, column = (objectness > score_threshold).nonzero(as_tuple=True)
-    places = raw[image, anchor, row, column]  # (K', 5 + C)
-    scores = places[:, 5:].sigmoid() * objectness[image, anchor, row, column, None]  # (K', C)
-    place, label = (scores > score_threshold).nonzero(as_tuple=True)  # (K,)
-    boxes = decode_boxes(
-        places[place, :4],
-        torch.stack((column[place], row[place]), dim=1),
-        decoder.anchors_wh[scale].to(raw.device)[anchor[place]],
-        stride=decoder.strides[scale],
-        scale_xy=decoder.scale_xy[scale],
+    parts = [_promising(raw_map, decoder, scale, score_threshold) for scale, raw_map in enumerate(raw_maps)]
+    codes, where, cells, anchors_wh, strides, scale_xy = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not decoder.new_coords:
+        codes[:, :2] = sigmoid(codes[:, :2])
+        codes[:, 2:4] = np.exp(np.minimum(codes[:, 2:4], LARGEST_EXPONENT))
+        codes[:, 4:] = sigmoid(codes[:, 4:])
+    else:
+        codes[:, 2:4] = np.square(2 * codes[:, 2:4])
+    scores = codes[:, 5:] * codes[:, 4:5]  # (K', C)
+    row, label = np.nonzero(scores > score_threshold)  # (K,)
+    centre = (codes[row, :2] * scale_xy[row] - (scale_xy[row] - 1) / 2 + cells[row]) * strides[row]
+    half = codes[row, 2:4] * anchors_wh[row] / 2
+    where = where[row]
+    return Candidates(
+        image=where[:, 0],
+        boxes_xyxy=np.concatenate((centre - half, centre + half), axis=1),
+        scores=scores[row, label],
+        labels=label,
+        places=where[:, 1],
+        anchors=where[:, 2],
     )
-    keys = (place + scale * PLACES_PER_SCALE).cpu()
-    number = anchor[place] + sum(len(anchors) for anchors in decoder.anchors_wh[:scale])  # counted over the scales
-    return image[place].cpu(), boxes.cpu(), scores[place, label].cpu(), label.cpu(), keys, number.cpu()
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, beta: float | None) -> Tensor:
-    """Indices (K',) of the boxes that stay, best first; each class by itself."""
-    if beta is None:
-        kept_rows: Tensor = batched_nms(boxes, scores, labels, threshold)
-        return kept_rows
-    order = scores.argsort(descending=True, stable=True)
-    kept = []
-    for label in torch.unique(labels):
-        mine = order[labels[order] == label]
-        overlap = pairwise_distance_iou(boxes[mine], beta=beta) > threshold  # (k, k)
-        alive = torch.ones(len(mine), dtype=torch.bool)
-        for row in range(len(mine)):
-            if alive[row]:
-                alive[row + 1 :] &= ~overlap[row, row + 1 :]
-        kept.append(mine[alive])
-    stays = torch.cat(kept) if kept else order
-    return stays[scores[stays].argsort(descending=True, stable=True)]
+def sigmoid(values: Floats) -> Floats:
+    """1 / (1 + exp(-x)), element by element, without overflow."""
+    growth = np.exp(np.minimum(-values, np.float32(LARGEST_EXPONENT)))
+    return np.float32(1) / (growth + np.float32(1))
 
 
-def _darknet_ranks(place: Tensor, scores: Tensor, labels: Tensor) -> dict[int, int]:
+def _promising(
+    raw_map: Floats, decoder: Decoder, scale: int, score_threshold: float
+) -> tuple[NDArray[np.generic], ...]:
+    """The places of one scale whose objectness is above the threshold, K' of them.
+
+    Returns:
+        codes (K', 5 + C); image, key of the place, number of the anchor (K', 3); and, for each, what it takes to
+        decode it: column and row (K', 2), anchor (K', 2), stride (K', 1), scale_xy (K', 1).
+    """
+    anchors_wh = decoder.anchors_wh[scale]
+    batch, _, height, width = raw_map.shape
+    raw = raw_map.reshape(batch, len(anchors_wh), -1, height, width)  # (B, A, 5 + C, h, w)
+    # A hair below the threshold's logit: the exact comparison follows, on scores.
+    lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
+    image, anchor, row, column = np.nonzero(raw[:, :, 4] > lowest)  # (K',)
+    key = (image * len(anchors_wh) + anchor) * (height * width) + row * width + column + scale * PLACES_PER_SCALE
+    number = anchor + sum(len(anchors) for anchors in decoder.anchors_wh[:scale])
+    count = len(image)
+    return (
+        raw[image, anchor, :, row, column],
+        np.stack((image, key, number), axis=1),
+        np.stack((column, row), axis=1).astype(np.float32),
+        anchors_wh[anchor],
+        np.full((count, 1), decoder.strides[scale], np.float32),
+        np.full((count, 1), decoder.scale_xy[scale], np.float32),
+    )
+
+
+def _logit(probability: float) -> float:
+    """log(p / (1 - p)), -inf at 0, inf at 1."""
+    with np.errstate(divide="ignore"):
+        return float(np.log(probability) - np.log1p(-probability))
+
+
+def _suppress(boxes: Floats, scores: Floats, labels: Ints, threshold: float, beta: float | None) -> Ints:
+    """Row numbers (K',) of the boxes that stay, best first; each class by itself. The rows come best first."""
+    stays = np.zeros(len(labels), bool)
+    for label in set(labels.tolist()):
+        mine = np.flatnonzero(labels == label)
+        boxes_of_class = torch.from_numpy(boxes[mine])
+        if beta is None:
+            stays[mine[nms(boxes_of_class, torch.from_numpy(scores[mine]), threshold).numpy()]] = True
+        else:
+            overlap = (pairwise_distance_iou(boxes_of_class, beta=beta) > threshold).numpy()  # (k, k)
+            alive = np.ones(len(mine), bool)
+            for row in range(len(mine)):
+                if alive[row]:
+                    alive[row + 1 :] &= ~overlap[row, row + 1 :]
+            stays[mine[alive]] = True
+    return np.flatnonzero(stays)
+
+
+def _darknet_ranks(places: Ints, scores: Floats, labels: Ints) -> dict[int, int]:
     """The order in which Darknet's program lists boxes after its suppression: place -> rank.
 
     It sorts whole boxes by the score of one class after the other (`do_nms_sort`), before that class is suppressed, so
     the last class on which two boxes differ decides. Scores up to 0.005 do not exist there.
     """
     counted = scores > DARKNET_MIN_SCORE
-    keys, owner = np.unique(place[counted].numpy(), return_inverse=True)
+    keys, owner = np.unique(places[counted], return_inverse=True)
     table = np.zeros((len(keys), int(labels.max()) + 1 if len(labels) else 1), np.float32)
-    table[owner, labels[counted].numpy()] = scores[counted].numpy()
+    table[owner, labels[counted]] = scores[counted]
     return {int(keys[row]): rank for rank, row in enumerate(np.lexsort(-table.T))}
-
-
-def _to_logits(raw: Tensor) -> Tensor:
-    """Activated values of a `new_coords` map -> the codes that `decode_boxes` turns into the same box."""
-    codes = raw.clamp(1e-7, 1 - 1e-7).logit()
-    size = 2 * (2 * raw[..., 2:4]).clamp(min=1e-9).log()  # exp gives (2 v)^2
-    return torch.cat((codes[..., :2], size, codes[..., 4:]), dim=-1)

@@ -2,114 +2,100 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from detector.build import AnyModel, build_decoder, build_network, require_detector
-from detector.checkpoint import find_weights, load_checkpoint
-from detector.config import DarknetModelConfig, PreprocessConfig, load_config
-from detector.darknet import load_darknet
-from detector.darknet.names import find_names, read_names
+from detector.backends import open_runtime
+from detector.build import AnyModel, build_decoder
+from detector.config import PreprocessConfig
 from detector.data.transforms import fit_image
 from detector.errors import InputError
-from detector.models.layers import fold_batchnorm
-from detector.postprocess import postprocess
-from detector.structures import Detections, Image
-
-PROJECT_ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class LoadedDetector:
-    """A network with all that it takes to use it.
-
-    Attributes:
-        path: the file that the weights came from.
-        network: in eval mode.
-        model: its config section.
-        preprocess: how images become its input.
-        info: what else the file says: step, metrics, config text; empty for Darknet files.
-    """
-
-    path: Path
-    network: nn.Module
-    model: AnyModel
-    preprocess: PreprocessConfig
-    info: dict[str, Any]
-
-
-def load_detector(
-    model: str | Path, weights: str | Path | None = None, *, names: str | Path | None = None
-) -> LoadedDetector:
-    """Loads a detector from our weights file, or from a Darknet cfg and its weights.
-
-    Args:
-        model: .safetensors, or .cfg.
-        weights: of a .cfg; None = the .weights file of the same name beside it.
-        names: file of class names of a .cfg; None = a fitting *.names beside it.
-
-    Raises:
-        InputError: a file is missing, damaged, or no detector.
-    """
-    path = Path(model)
-    if path.suffix == ".cfg":
-        return _load_darknet_detector(path, Path(weights or path.with_suffix(".weights")), names)
-    checkpoint = load_checkpoint(path)
-    network = build_network(checkpoint.model)
-    try:
-        network.load_state_dict(checkpoint.weights())
-    except RuntimeError as error:
-        raise InputError(f"{path}: its tensors do not fit its own config: {error}") from error
-    return LoadedDetector(path, network.eval(), checkpoint.model, checkpoint.preprocess, checkpoint.info)
-
-
-def _load_darknet_detector(cfg: Path, weights: Path, names: str | Path | None) -> LoadedDetector:
-    network = load_darknet(cfg, weights, cpu_parity=False)
-    if not network.yolo_sections:
-        raise InputError(f"{cfg}: has no [yolo] section; it is a classifier, not a detector")
-    num_classes = network.yolo_sections[0].num_classes
-    class_names = read_names(Path(names)) if names is not None else find_names(cfg, num_classes)
-    require_detector(network, len(class_names), str(cfg))
-    _, height, width = network.size_chw
-    model = DarknetModelConfig(network.cfg_text, class_names)
-    preprocess = PreprocessConfig((height, width), bool(network.net.integer("letter_box", 0)), align_corners=True)
-    return LoadedDetector(weights, network, model, preprocess, {})
+from detector.load import Loaded, LoadedExport, load_any, load_detector
+from detector.postprocess import Decoder, postprocess
+from detector.runtime import Pixels, Runtime
+from detector.structures import Detections, Floats, Image, Letterbox
 
 
 class Predictor:
-    """A detector ready for use.
+    """A detector ready for use, from any number of threads at once.
 
     Args:
-        model: our weights file (config, class names and preprocessing come from the file alone), or a Darknet cfg.
+        model: our weights file (config, class names and preprocessing come from the file alone), an exported file, or
+            a Darknet cfg.
         weights: the weights of a cfg; None = the .weights file of the same name beside it.
+        backend: what computes the network, see `detector.runtime.BACKENDS`; "auto" = the quickest on this machine,
+            measured once; None = PyTorch for weights, the library of its format for an exported file.
         score_threshold: detections at or below are left out.
         nms_threshold: of two boxes of one class with a larger IoU only the better one stays.
         max_detections: per image.
-        device: such as "cpu" or "cuda:0".
+        device: for PyTorch, such as "cpu" or "cuda:0".
+
+    An exported file that ends in boxes has suppressed by its own thresholds already; of what it leaves, those that
+    score above `score_threshold` are given.
 
     Raises:
-        InputError: the file is missing, damaged or not a detector's.
+        InputError: the file is missing, damaged or not a detector's, or the backend cannot run it.
     """
+
+    runtime: Runtime
+    decoder: Decoder
+    preprocess: PreprocessConfig
+    class_names: tuple[str, ...]
+    score_threshold: float
+    nms_threshold: float
+    max_detections: int
+    _ends_in_boxes: bool
+    _local: threading.local
+    """Each thread's own buffer for the network's input."""
 
     def __init__(
         self,
         model: str | Path,
         weights: str | Path | None = None,
         *,
+        backend: str | None = None,
         score_threshold: float = 0.25,
         nms_threshold: float = 0.45,
         max_detections: int = 100,
         device: str = "cpu",
     ) -> None:
-        loaded = load_detector(model, weights)
-        self._prepare(
-            loaded.network.to(device), loaded.model, loaded.preprocess, score_threshold, nms_threshold, max_detections
+        loaded = load_any(model) if weights is None else load_detector(model, weights)
+        made = Predictor.from_loaded(
+            loaded,
+            backend=backend,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+            device=device,
+        )
+        self.__dict__.update(made.__dict__)
+
+    @classmethod
+    def from_loaded(
+        cls,
+        loaded: Loaded,
+        *,
+        backend: str | None = None,
+        score_threshold: float = 0.25,
+        nms_threshold: float = 0.45,
+        max_detections: int = 100,
+        device: str = "cpu",
+    ) -> Predictor:
+        """A predictor for what `detector.load.find_model` found. Arguments and errors as above."""
+        return cls.from_runtime(
+            open_runtime(loaded, backend, device=device),
+            decoder=loaded.decoder,
+            preprocess=loaded.preprocess,
+            class_names=loaded.class_names,
+            ends_in_boxes=isinstance(loaded, LoadedExport) and loaded.record.suppression is not None,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
         )
 
     @classmethod
@@ -124,27 +110,43 @@ class Predictor:
         max_detections: int = 100,
     ) -> Predictor:
         """A predictor for a network in memory, which is copied and left as it is."""
-        self = cls.__new__(cls)
-        self._prepare(network, model, preprocess, score_threshold, nms_threshold, max_detections)
-        return self
+        from detector.runtime.torch_backend import TorchRuntime
 
-    def _prepare(
-        self,
-        network: nn.Module,
-        model: AnyModel,
+        return cls.from_runtime(
+            TorchRuntime(network, device=next(network.parameters()).device),
+            decoder=build_decoder(model, network),
+            preprocess=preprocess,
+            class_names=model.class_names,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+        )
+
+    @classmethod
+    def from_runtime(
+        cls,
+        runtime: Runtime,
+        *,
+        decoder: Decoder,
         preprocess: PreprocessConfig,
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
-    ) -> None:
-        self.class_names = model.class_names
+        class_names: tuple[str, ...],
+        ends_in_boxes: bool = False,
+        score_threshold: float = 0.25,
+        nms_threshold: float = 0.45,
+        max_detections: int = 100,
+    ) -> Predictor:
+        """A predictor for a network that is ready to run."""
+        self = cls.__new__(cls)
+        self.runtime = runtime
+        self.decoder = decoder
         self.preprocess = preprocess
+        self.class_names = class_names
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
-        self.decoder = build_decoder(model, network)
-        self._network = fold_batchnorm(network).to(memory_format=torch.channels_last)
-        self._device = next(self._network.parameters()).device
+        self._ends_in_boxes = ends_in_boxes
+        self._local = threading.local()
+        return self
 
     def predict(self, image_rgb: Image) -> Detections:
         """Detections in one picture.
@@ -169,65 +171,52 @@ class Predictor:
         """
         if not images_rgb:
             return []
-        fitted = []
-        for image in images_rgb:
+        pixels, records = self.fit(images_rgb)
+        found = self.decode(self.runtime.run(pixels), len(records), darknet_ranks=darknet_ranks)
+        return [
+            replace(each, boxes_xyxy=record.to_original(each.boxes_xyxy))
+            for each, record in zip(found, records, strict=True)
+        ]
+
+    def fit(self, images_rgb: Sequence[Image]) -> tuple[Pixels, list[Letterbox]]:
+        """The network's input for some pictures, (B, H, W, 3), and how each was fitted.
+
+        The array is this thread's buffer: it holds until the thread's next call.
+        """
+        settings, count = self.preprocess, len(images_rgb)
+        buffer: Pixels | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._local.buffer = np.empty((count, *settings.size_hw, 3), np.uint8)
+        records = []
+        for image, row in zip(images_rgb, buffer, strict=False):
             _check_image(image)
-            settings = self.preprocess
-            fitted.append(
-                fit_image(image, settings.size_hw, letterbox=settings.letterbox, align_corners=settings.align_corners)
+            fitted = fit_image(
+                image, settings.size_hw, letterbox=settings.letterbox, align_corners=settings.align_corners, out=row
             )
-        pixels = torch.from_numpy(np.stack([image for image, _ in fitted])).permute(0, 3, 1, 2)  # (B, 3, H, W), uint8
-        with torch.inference_mode():
-            raw_maps = self._network(to_network_input(pixels, self._device))
-        results = postprocess(
-            raw_maps,
+            records.append(fitted[1])
+        return buffer[:count], records
+
+    def decode(self, outputs: Sequence[Floats], batch: int, *, darknet_ranks: bool = False) -> list[Detections]:
+        """Detections of each image in pixels of the network's input, from the outputs of the runtime."""
+        if self._ends_in_boxes:
+            return self._split(outputs, batch)
+        return postprocess(
+            outputs,
             self.decoder,
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
             max_detections=self.max_detections,
             darknet_ranks=darknet_ranks,
         )
-        return [
-            replace(found, boxes_xyxy=record.to_original(found.boxes_xyxy))
-            for found, (_, record) in zip(results, fitted, strict=True)
-        ]
 
-
-def find_model(model: str | None, weights: str | None, names: str | None = None) -> LoadedDetector:
-    """The detector that a user means.
-
-    Args:
-        model: a weights file, a Darknet cfg, a run folder, a config (whose run is meant), or None.
-        weights: a weights file; None = the model's own. With neither, the newest run in weights/, else the released
-            weights that come with the project.
-        names: file of class names, for a Darknet cfg.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if model is not None and Path(model).suffix == ".cfg":
-        return load_detector(model, weights, names=names)
-    if weights is not None:
-        return load_detector(weights)
-    if model is None:
-        return load_detector(find_weights([Path("weights"), PROJECT_ROOT / "weights"]))
-    if Path(model).is_dir():
-        return load_detector(_of_run(Path(model)))
-    if Path(model).suffix in {".yaml", ".yml"}:
-        return load_detector(_of_run(Path(load_config(model).run_dir or ".")))
-    return load_detector(model)
-
-
-def _of_run(run_dir: Path) -> Path:
-    for name in ("best.safetensors", "last.safetensors"):
-        if (run_dir / name).is_file():
-            return run_dir / name
-    raise InputError(f"{run_dir}: holds no weights yet; train first, or give --weights FILE")
-
-
-def to_network_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> float32 in [0, 1] on the device, channels_last."""
-    return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
+    def _split(self, outputs: Sequence[Floats], batch: int) -> list[Detections]:
+        """Boxes of all images together -> those of each image."""
+        boxes, scores, labels, image = outputs
+        results = []
+        for index in range(batch):
+            rows = np.flatnonzero((image == index) & (scores > self.score_threshold))[: self.max_detections]
+            results.append(Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64)))
+        return results
 
 
 def _check_image(image: Image) -> None:

@@ -1,11 +1,12 @@
 """From raw maps to detections."""
 
+import numpy as np
 import pytest
 import torch
 
 from detector.postprocess import Decoder, postprocess
 
-DECODER = Decoder(torch.tensor([[[16.0, 16.0]]]), (8,), (1.0,))
+DECODER = Decoder((np.array([[16.0, 16.0]], np.float32),), (8,), (1.0,))
 
 
 def empty_map(batch: int = 1) -> torch.Tensor:
@@ -19,7 +20,7 @@ def put(raw: torch.Tensor, image: int, row: int, column: int, objectness: float,
 
 def run(raw: torch.Tensor, **options: float) -> list:  # type: ignore[type-arg]
     settings = {"score_threshold": 0.25, "nms_threshold": 0.45, "max_detections": 100, **options}
-    return postprocess([raw], DECODER, **settings)  # type: ignore[arg-type]
+    return postprocess([raw.numpy()], DECODER, **settings)  # type: ignore[arg-type]
 
 
 def test_decodes_one_box_by_hand() -> None:
@@ -67,9 +68,18 @@ def test_nothing_found_is_an_empty_result() -> None:
     assert len(found) == 0
 
 
-def test_bf16_maps_are_read_as_float() -> None:
+def test_extreme_values_neither_warn_nor_fail() -> None:
+    raw = torch.full((1, 7, 4, 4), -1e30)
+    raw[0, 4:, 1, 1] = 1e30  # certain of both classes, of no size
+    first, second = run(raw, nms_threshold=0.9)[0].scores.tolist()
+    assert first == second == 1
+    assert np.isfinite(run(raw)[0].boxes_xyxy).all()
+
+
+def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:
     raw = empty_map()
-    put(raw, 0, 1, 1, 0.75, [0.75, 0.01])
-    (found,) = run(raw.bfloat16())
-    assert found.boxes_xyxy.dtype.name == "float32"
-    assert found.scores.tolist() == pytest.approx([0.5625], abs=0.01)  # bf16 has 8 bits
+    raw[0, :4, 1, 1] = 0
+    raw[0, 4:, 1, 1] = torch.tensor([0.0, 100.0, -100.0])  # objectness one half, sure of its class
+    assert [len(run(raw, score_threshold=threshold)[0]) for threshold in (0.4999, 0.5, 0.5001)] == [1, 0, 0]
+    assert len(run(raw, score_threshold=0.0)[0]) == 2 * 16, "every class of every place scores more than nothing"
+    assert len(run(raw, score_threshold=1.0)[0]) == 0

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from detector.config import load_config
 from detector.data import open_dataset
 from detector.errors import InputError
-from detector.predict import Predictor, find_model
+from detector.load import find_model
+from detector.predict import Predictor
 
 TINY = load_config(Path(__file__).resolve().parents[1] / "configs/tiny.yaml")
 

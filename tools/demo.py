@@ -33,16 +33,15 @@ def main(arguments: list[str]) -> int:
     if not 0 <= options.score_threshold <= 1:
         raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
 
-    from detector.predict import Predictor, find_model
+    from detector.load import find_model
+    from detector.predict import Predictor
     from detector.structures import Detections
     from detector.video.pipeline import Sink, open_file_sink, run_video
     from detector.video.sink import WindowSink
     from detector.video.source import Frame, open_source
 
     loaded = find_model(options.model, options.weights, options.names)
-    predictor = Predictor.from_network(
-        loaded.network, loaded.model, loaded.preprocess, score_threshold=options.score_threshold
-    )
+    predictor = Predictor.from_loaded(loaded, backend=options.backend, score_threshold=options.score_threshold)
     source = open_source(options.video or options.image)
     wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed
     sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []

@@ -20,7 +20,8 @@ from detector.errors import InputError
 
 if TYPE_CHECKING:
     from detector.config import ExperimentConfig
-    from detector.predict import LoadedDetector, Predictor
+    from detector.load import Loaded
+    from detector.predict import Predictor
 
 
 def main(arguments: list[str]) -> int:
@@ -43,15 +44,15 @@ def main(arguments: list[str]) -> int:
     from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
+    from detector.load import find_model
     from detector.metrics.table import metrics_table
-    from detector.predict import find_model
 
     loaded = find_model(options.model, options.weights, options.names)
     stored = loaded.info.get("config")
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
     if config is None and options.data is None:
         raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
-    predictor = build_predictor(loaded, config)
+    predictor = build_predictor(loaded, config, options.backend)
     data = options.data or (config.data.root if config else "")
     split = options.split or (config.data.val if config and not options.data else None)
     policy = config.data.bad_labels if config else "clip"
@@ -78,15 +79,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def build_predictor(loaded: LoadedDetector, config: ExperimentConfig | None) -> Predictor:
+def build_predictor(loaded: Loaded, config: ExperimentConfig | None, backend: str | None) -> Predictor:
     """With the config's thresholds, or COCO's customary ones for a model without a config."""
     from detector.engine.evaluate import MAX_DETECTIONS
     from detector.predict import Predictor
 
-    return Predictor.from_network(
-        loaded.network,
-        loaded.model,
-        loaded.preprocess,
+    return Predictor.from_loaded(
+        loaded,
+        backend=backend,
         score_threshold=config.evaluate.score_threshold if config else 0.001,
         nms_threshold=config.evaluate.nms_threshold if config else 0.45,
         max_detections=MAX_DETECTIONS,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from detector.cli import Parser, print_json, run, say
 from detector.config import ExperimentConfig, finish_config, load_config
@@ -52,7 +53,6 @@ def main(arguments: list[str]) -> int:
 
     from detector.engine.distributed import first_process
     from detector.engine.train import InterruptedRunError, train
-    from detector.metrics.table import metrics_table
 
     try:
         metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
@@ -61,24 +61,29 @@ def main(arguments: list[str]) -> int:
             raise
         return 2
     except InterruptedRunError as stop:
-        if not first_process():
-            return 130
-        names = ["--names", options.names] if options.names else []
-        command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
-        say(f"{stop}: {shlex.join(command)}")
+        if first_process():
+            names = ["--names", options.names] if options.names else []
+            command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
+            say(f"{stop}: {shlex.join(command)}")
         return 130
-    if not first_process():
-        return 0
-    if options.json:
-        print_json({**metrics, "run_dir": config.run_dir})
-    else:
-        print(metrics_table(metrics))
-        speed = ""
-        if metrics["images_per_second"]:
-            waited = 100 * metrics["share_of_steps_that_waited"]
-            speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
-        print(f"{speed}weights and report.html in {config.run_dir}")
+    if first_process():
+        show({**metrics, "run_dir": config.run_dir}, as_json=options.json)
     return 0
+
+
+def show(metrics: dict[str, Any], *, as_json: bool) -> None:
+    """Prints what a training ended with."""
+    from detector.metrics.table import metrics_table
+
+    if as_json:
+        print_json(metrics)
+        return
+    print(metrics_table(metrics))
+    speed = ""
+    if metrics["images_per_second"]:
+        waited = 100 * metrics["share_of_steps_that_waited"]
+        speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
+    print(f"{speed}weights and report.html in {metrics['run_dir']}")
 
 
 def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:

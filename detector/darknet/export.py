@@ -152,6 +152,18 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
     return _finish(writer, net)
 
 
+def convolution_paths(network: Detector) -> list[str]:
+    """Where the convolutions of `export_detector` come from: paths of our modules, in the order of the file.
+
+    A `ConvBN` stands for its convolution with normalisation and activation, as one section does.
+    """
+    writer = CfgWriter()
+    _neck(writer, network.neck, _backbone(writer, network.backbone))
+    paths = {module: path for path, module in network.named_modules()}
+    body = [paths[conv].removesuffix(".conv") for conv, _ in writer.sources]
+    return body + [paths[conv] for conv in network.head.predict]  # type: ignore[union-attr]
+
+
 def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetNetwork:
     """A Darknet network with the cfg and the weights of one of our classifiers. Raises: InputError."""
     writer = CfgWriter()

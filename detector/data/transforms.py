@@ -7,6 +7,7 @@ Legend: H, W network size; H0, W0 size of the picture that was read; n objects.
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 
@@ -27,7 +28,7 @@ MIN_VISIBLE_SIDE = 2.0
 
 
 def fit_image(
-    image: Image, size_hw: tuple[int, int], *, letterbox: bool, align_corners: bool = False
+    image: Image, size_hw: tuple[int, int], *, letterbox: bool, align_corners: bool = False, out: Image | None = None
 ) -> tuple[Image, Letterbox]:
     """Brings a picture (H0, W0, 3) to the network's size (H, W, 3) and records how.
 
@@ -36,17 +37,19 @@ def fit_image(
         size_hw: of the network's input.
         letterbox: keep the aspect and fill the rest with grey; else stretch.
         align_corners: see `PreprocessConfig`.
+        out: (H, W, 3) uint8 to write into and to return; None = a new picture.
     """
     resize = _resize_corners if align_corners else _resize
     height, width = image.shape[:2]
+    canvas = np.empty((*size_hw, 3), np.uint8) if out is None else out
     if not letterbox:
-        record = Letterbox((height, width), (size_hw[1] / width, size_hw[0] / height), (0.0, 0.0))
-        return resize(image, size_hw), record
+        resize(image, canvas)
+        return canvas, Letterbox((height, width), (size_hw[1] / width, size_hw[0] / height), (0.0, 0.0))
     scale = min(size_hw[0] / height, size_hw[1] / width)
     inner_hw = (max(round(height * scale), 1), max(round(width * scale), 1))
     top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas = np.full((*size_hw, 3), GREY, np.uint8)
-    canvas[top : top + inner_hw[0], left : left + inner_hw[1]] = resize(image, inner_hw)
+    canvas[...] = GREY
+    resize(image, canvas[top : top + inner_hw[0], left : left + inner_hw[1]])
     # The exact scales after rounding, so that mapping back is exact too.
     return canvas, Letterbox((height, width), (inner_hw[1] / width, inner_hw[0] / height), (float(left), float(top)))
 
@@ -87,12 +90,14 @@ def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int
     if (inside[2:] <= inside[:2]).any():
         canvas = np.full((*size_hw, 3), _mean_colour(sample.image), np.uint8)
     elif (inside == (x1, y1, x2, y2)).all():
-        canvas = _resize(sample.image[y1:y2, x1:x2], size_hw)
+        canvas = np.empty((*size_hw, 3), np.uint8)
+        _resize(sample.image[y1:y2, x1:x2], canvas)
     else:
         place = np.rint((inside.reshape(2, 2) - (x1, y1)) * scale).astype(int)
         left, top = np.minimum(place[0], (size_hw[1] - 1, size_hw[0] - 1)).tolist()
         right, bottom = np.clip(place[1], (left + 1, top + 1), size_hw[::-1]).tolist()
-        part = _resize(sample.image[inside[1] : inside[3], inside[0] : inside[2]], (bottom - top, right - left))
+        part = np.empty((bottom - top, right - left, 3), np.uint8)
+        _resize(sample.image[inside[1] : inside[3], inside[0] : inside[2]], part)
         borders = (top, size_hw[0] - bottom, left, size_hw[1] - right)
         grown = cv2.copyMakeBorder(part, *borders, cv2.BORDER_CONSTANT, value=_mean_colour(sample.image))
         canvas = np.asarray(grown, np.uint8)
@@ -176,20 +181,30 @@ class CommonAugmentations:
         return Sample(image, boxes, sample.labels[rows], sample.crowd[rows], sample.image_id)
 
 
-def _resize(image: Image, size_hw: tuple[int, int]) -> Image:
-    if image.shape[:2] == tuple(size_hw):
-        return image.copy()
-    return np.asarray(cv2.resize(image, (int(size_hw[1]), int(size_hw[0])), interpolation=cv2.INTER_LINEAR), np.uint8)
+def _resize(image: Image, out: Image) -> None:
+    """Bilinear, into `out`, which may be a part of a picture."""
+    if image.shape == out.shape:
+        out[...] = image
+        return
+    resized = cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    if not np.shares_memory(resized, out):  # OpenCV did not take the buffer
+        out[...] = resized
 
 
-def _resize_corners(image: Image, size_hw: tuple[int, int]) -> Image:
+def _resize_corners(image: Image, out: Image) -> None:
     """Bilinear, with the corner pixels of both pictures on each other."""
-    (height, width), (target_height, target_width) = image.shape[:2], size_hw
-    columns = np.linspace(0, width - 1, target_width, dtype=np.float32)
-    rows = np.linspace(0, height - 1, target_height, dtype=np.float32)
+    places, fractions = _corner_grid(image.shape[:2], out.shape[:2])
+    out[...] = cv2.remap(image, places, fractions, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+@functools.lru_cache(maxsize=8)
+def _corner_grid(source_hw: tuple[int, int], target_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """OpenCV's maps from target pixels to source pixels; a video needs the same ones for every frame."""
+    columns = np.linspace(0, source_hw[1] - 1, target_hw[1], dtype=np.float32)
+    rows = np.linspace(0, source_hw[0] - 1, target_hw[0], dtype=np.float32)
     grid_x, grid_y = np.meshgrid(columns, rows)
-    resized = cv2.remap(image, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(resized, np.uint8)
+    places, fractions = cv2.convertMaps(grid_x, grid_y, cv2.CV_16SC2)
+    return places, fractions
 
 
 def _mean_colour(image: Image) -> tuple[int, ...]:

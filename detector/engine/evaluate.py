@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def evaluate(
 def detect_all(
     predictor: Predictor,
     dataset: DetectionDataset,
-    indices: range,
+    indices: Sequence[int],
     *,
     progress: bool = False,
     on_image: Callable[[Sample, Detections], None] | None = None,
@@ -85,10 +85,28 @@ def detect_all(
 
 
 def score(
-    dataset: DetectionDataset, results: list[tuple[int, Detections]], *, coco_detections: int = COCO_DETECTIONS
+    dataset: DetectionDataset,
+    results: list[tuple[int, Detections]],
+    *,
+    coco_detections: int = COCO_DETECTIONS,
+    only: Sequence[int] | None = None,
 ) -> Evaluation:
-    """The evaluation of what was found; the order of the results does not matter."""
+    """The evaluation of what was found; the order of the results does not matter.
+
+    Args:
+        dataset: with the objects.
+        results: index and detections of each image.
+        coco_detections: so many of an image count in COCO's metric.
+        only: images to measure on; None = all.
+    """
     truth, category_ids, image_ids = dataset.ground_truth()
+    if only is not None:
+        kept = {image_ids[index] for index in only}
+        truth = {
+            **truth,
+            "images": [image for image in truth["images"] if image["id"] in kept],
+            "annotations": [each for each in truth["annotations"] if each["image_id"] in kept],
+        }
     coco, darknet = CocoEvaluator(truth, category_ids, dataset.class_names), DarknetEvaluator(len(dataset.class_names))
     for index, detections in sorted(results, key=lambda item: item[0]):
         coco.update(image_ids[index], detections.best(coco_detections))

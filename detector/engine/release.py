@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from detector import __version__
-from detector.checkpoint import load_checkpoint, save_checkpoint
-from detector.config import parse_experiment_text
+from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from detector.config import ExperimentConfig, parse_experiment_text
 from detector.data import open_dataset
 from detector.data.dataset import DetectionDataset
 from detector.engine.evaluate import MAX_DETECTIONS, evaluate
 from detector.errors import InputError
-from detector.predict import Predictor, find_model
+from detector.load import find_weights_of
+from detector.predict import Predictor
 
 TOLERANCE = 0.001
 """AP and AP50 may move by so much; rounding swaps detections with nearly equal scores."""
@@ -39,48 +41,22 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
         InputError: no run of ours, its data are missing, the file exists, or the metrics differ by more than 0.001
             (nothing is written).
     """
-    loaded = find_model(run, None)
+    loaded = find_weights_of(run)
     stored = loaded.info.get("config")
     if not stored:
         raise InputError(f"{loaded.path}: is no run of this program; only those can be released")
     if out.exists():
         raise InputError(f"{out}: exists already; move it first")
     config = parse_experiment_text(stored, str(loaded.path))
-    splits = {
-        name: open_dataset(config.data.root, split, class_names=config.model.class_names, policy=config.data.bad_labels)
-        for name, split in (("train", config.data.train), ("val", config.data.val))
-    }
-
-    def measure(path: Path) -> dict[str, Any]:
-        settings = config.evaluate
-        predictor = Predictor(
-            path,
-            score_threshold=settings.score_threshold,
-            nms_threshold=settings.nms_threshold,
-            max_detections=MAX_DETECTIONS,
-        )
-        found = evaluate(predictor, splits["val"], coco_detections=settings.max_detections, progress=progress)
-        return found.compute()
-
-    full = measure(loaded.path)
-    checkpoint = load_checkpoint(loaded.path)
-    tensors = {
-        f"model.{name}": value.half() if value.ndim > 1 else value for name, value in checkpoint.weights().items()
-    }
-    provenance = {
-        "program": f"detector {__version__}",
-        "torch": torch.__version__,
-        "seed": config.train.seed,
-        "train": _describe(splits["train"], config.data.train),
-        "val": _describe(splits["val"], config.data.val),
-    }
-    info = {"step": checkpoint.info["step"], "config": stored, "metrics": full, "provenance": provenance}
+    train_set, val_set = (_open(config, split) for split in (config.data.train, config.data.val))
+    full = _measure(loaded.path, config, val_set, progress=progress)
     if full["ap"] is None:
         raise InputError(f"{loaded.path}: cannot be released, its validation split {config.data.val} has no objects")
+    checkpoint = _in_half_precision(load_checkpoint(loaded.path))
     trial = out.with_name(f".{out.name}")
     try:
-        save_checkpoint(trial, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
-        half = measure(trial)
+        _save(trial, checkpoint)
+        half = _measure(trial, config, val_set, progress=progress)
     finally:
         trial.unlink(missing_ok=True)
     if max(abs(full[key] - half[key]) for key in ("ap", "ap50")) > TOLERANCE:
@@ -88,8 +64,15 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
             f"{out}: refused, half precision changes AP50 {full['ap50']:.4f} to {half['ap50']:.4f} and AP "
             f"{full['ap']:.4f} to {half['ap']:.4f} (at most {TOLERANCE})"
         )
-    info["metrics"] = half
-    save_checkpoint(out, model=checkpoint.model, preprocess=checkpoint.preprocess, info=info, tensors=tensors)
+    provenance = {
+        "program": f"detector {__version__}",
+        "torch": torch.__version__,
+        "seed": config.train.seed,
+        "train": _describe(train_set, config.data.train),
+        "val": _describe(val_set, config.data.val),
+    }
+    info = {"step": checkpoint.info["step"], "config": stored, "metrics": half, "provenance": provenance}
+    _save(out, replace(checkpoint, info=info))
     return {
         "written": str(out),
         "bytes": out.stat().st_size,
@@ -98,6 +81,40 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
         "ap50_float32": full["ap50"],
         "ap_float32": full["ap"],
     }
+
+
+def _open(config: ExperimentConfig, split: str) -> DetectionDataset:
+    names, policy = config.model.class_names, config.data.bad_labels
+    return open_dataset(config.data.root, split, class_names=names, policy=policy)
+
+
+def _measure(path: Path, config: ExperimentConfig, dataset: DetectionDataset, *, progress: bool) -> dict[str, Any]:
+    settings = config.evaluate
+    predictor = Predictor(
+        path,
+        score_threshold=settings.score_threshold,
+        nms_threshold=settings.nms_threshold,
+        max_detections=MAX_DETECTIONS,
+    )
+    return evaluate(predictor, dataset, coco_detections=settings.max_detections, progress=progress).compute()
+
+
+def _in_half_precision(checkpoint: Checkpoint) -> Checkpoint:
+    """The weights to predict with; normalisation stays as it is."""
+    tensors = {
+        f"model.{name}": value.half() if value.ndim > 1 else value for name, value in checkpoint.weights().items()
+    }
+    return replace(checkpoint, tensors=tensors)
+
+
+def _save(path: Path, checkpoint: Checkpoint) -> None:
+    save_checkpoint(
+        path,
+        model=checkpoint.model,
+        preprocess=checkpoint.preprocess,
+        info=checkpoint.info,
+        tensors=checkpoint.tensors,
+    )
 
 
 def _describe(dataset: DetectionDataset, split: str) -> dict[str, Any]:

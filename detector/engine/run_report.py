@@ -18,7 +18,7 @@ from detector import __version__
 from detector.checkpoint import write_atomically
 from detector.config import ExperimentConfig, to_yaml
 from detector.data.dataset import DetectionDataset, summarize
-from detector.engine.evaluate import evaluate
+from detector.engine.evaluate import Evaluation, evaluate
 from detector.engine.insight import Insight, Suspect, look_at_labels
 from detector.engine.report import side_by_side
 from detector.metrics.confusion import ConfusionMatrix
@@ -63,56 +63,23 @@ def write_run_report(
     Raises:
         InputError: a picture cannot be read.
     """
-    confusion = ConfusionMatrix(len(val_set.class_names))
-    worst: list[tuple[int, int, Sample, Detections]] = []
-
-    def look(sample: Sample, detections: Detections) -> None:
-        shown = detections.above(0.25)
-        real = ~sample.crowd
-        mistakes = confusion.update(sample.boxes_xyxy[real], sample.labels[real], shown)
-        worst.append((mistakes, len(worst), sample, shown))
-        worst.sort(key=lambda item: (-item[0], item[1]))
-        del worst[NUM_WORST:]
-
+    mistakes = Mistakes(len(val_set.class_names))
     evaluation = evaluate(
-        predictor, val_set, coco_detections=config.evaluate.max_detections, progress=progress, on_image=look
+        predictor,
+        val_set,
+        coco_detections=config.evaluate.max_detections,
+        progress=progress,
+        on_image=mistakes.look,
     )
     metrics = evaluation.compute()
-    precision_recall = evaluation.coco.precision_recall()
     insight = look_at_labels(predictor, train_set, progress=progress)
-    names = val_set.class_names
     sections = [
         _heading(path.parent.name, metrics),
         _curves(path.parent / "metrics.jsonl"),
-        _section(
-            f"Per class ({val_set.name}, {len(val_set)} images)",
-            f"<pre>{html.escape(metrics_table(metrics))}</pre><div class=row>"
-            + _plot(lambda file: plot_precision_recall(file, *precision_recall, names))
-            + _plot(lambda file: plot_confusion(file, confusion.counts, names))
-            + "</div>",
-        ),
-        _section(
-            "Images with the most mistakes (left labels, right detections above 0.25)",
-            "<div class='row wide'>"
-            + "".join(
-                _figure(side_by_side(sample, shown, names), f"{sample.image_id}: {mistakes} mistakes")
-                for mistakes, _, sample, shown in worst
-            )
-            + "</div>",
-        ),
+        _classes(val_set, metrics, evaluation, mistakes.confusion),
+        _worst(mistakes, val_set.class_names),
         _anchors(predictor.decoder, insight),
-        _suspects(
-            "Label suspects: objects whose loss stays high",
-            f"Of the {insight.num_images} training images that were looked at ({insight.num_unreadable} unreadable). "
-            "Labels are white, the suspect coloured; the number is minus the logarithm of the score with which its own "
-            "class covers it (4.6 = not found), from 1.4, a score of 0.25, on.",
-            insight.hard,
-        ),
-        _suspects(
-            "Label suspects: detections that look like missing labels",
-            "Score above 0.5, and no label overlaps by 0.3. The number is the score.",
-            insight.missing,
-        ),
+        _label_suspects(insight),
         _section("Data", f"<pre>{html.escape(_data_lines(train_set, val_set))}</pre>"),
         _section("Config", f"<pre>{html.escape(to_yaml(config))}</pre>"),
     ]
@@ -122,6 +89,26 @@ def write_run_report(
         f"{''.join(sections)}</body></html>\n"
     )
     write_atomically(path, page.encode())
+
+
+class Mistakes:
+    """Counts the confusions of an evaluation and keeps the images with the most mistakes."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = ConfusionMatrix(num_classes)
+        self.worst: list[tuple[int, int, Sample, Detections]] = []
+        """Mistakes, position in the data set, image, what was found; the most mistakes first."""
+        self._num_images = 0
+
+    def look(self, sample: Sample, detections: Detections) -> None:
+        """Takes one image with all that was found in it."""
+        shown = detections.above(0.25)
+        real = ~sample.crowd
+        mistakes = self.confusion.update(sample.boxes_xyxy[real], sample.labels[real], shown)
+        self.worst.append((mistakes, self._num_images, sample, shown))
+        self.worst.sort(key=lambda item: (-item[0], item[1]))
+        del self.worst[NUM_WORST:]
+        self._num_images += 1
 
 
 def _heading(name: str, metrics: dict[str, Any]) -> str:
@@ -150,6 +137,28 @@ def _curves(record: Path) -> str:
     return _section("Curves", f"<div class=row>{plots}</div>")
 
 
+def _classes(
+    dataset: DetectionDataset, metrics: dict[str, Any], evaluation: Evaluation, confusion: ConfusionMatrix
+) -> str:
+    names = dataset.class_names
+    plots = _plot(lambda file: plot_precision_recall(file, *evaluation.coco.precision_recall(), names)) + _plot(
+        lambda file: plot_confusion(file, confusion.counts, names)
+    )
+    table = f"<pre>{html.escape(metrics_table(metrics))}</pre>"
+    return _section(f"Per class ({dataset.name}, {len(dataset)} images)", f"{table}<div class=row>{plots}</div>")
+
+
+def _worst(mistakes: Mistakes, class_names: tuple[str, ...]) -> str:
+    pictures = "".join(
+        _figure(side_by_side(sample, shown, class_names), f"{sample.image_id}: {count} mistakes")
+        for count, _, sample, shown in mistakes.worst
+    )
+    return _section(
+        "Images with the most mistakes (left labels, right detections above 0.25)",
+        f"<div class='row wide'>{pictures}</div>",
+    )
+
+
 def _anchors(decoder: Decoder, insight: Insight) -> str:
     """Which anchors and scales found the objects of the training images."""
     scales = [anchors_wh.tolist() for anchors_wh in decoder.anchors_wh]
@@ -165,6 +174,20 @@ def _anchors(decoder: Decoder, insight: Insight) -> str:
     for stride, scale, end in zip(decoder.strides, scales, ends, strict=True):
         text += f" At stride {stride}: {sum(counts[end - len(scale) : end])}."
     return _section("Which anchors and scales answered", f"<p>{text}</p><div class=row>{plot}</div>")
+
+
+def _label_suspects(insight: Insight) -> str:
+    return _suspects(
+        "Label suspects: objects whose loss stays high",
+        f"Of the {insight.num_images} training images that were looked at ({insight.num_unreadable} unreadable). "
+        "Labels are white, the suspect coloured; the number is minus the logarithm of the score with which its own "
+        "class covers it (4.6 = not found), from 1.4, a score of 0.25, on.",
+        insight.hard,
+    ) + _suspects(
+        "Label suspects: detections that look like missing labels",
+        "Score above 0.5, and no label overlaps by 0.3. The number is the score.",
+        insight.missing,
+    )
 
 
 def _suspects(title: str, text: str, suspects: Sequence[Suspect]) -> str:

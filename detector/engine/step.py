@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from detector.engine.optim import learning_rate_at
 from detector.engine.state import TERMS, RunState
 from detector.errors import InputError
 from detector.loss import LossTerms, YoloLoss
-from detector.predict import to_network_input
 from detector.structures import Batch
 
 
@@ -124,13 +124,18 @@ class TrainingStep:
         )
 
 
+def to_network_input(images: Tensor, device: torch.device) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 in [0, 1] on the device, channels_last."""
+    return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
+
+
 def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
     """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
     decoder = build_decoder(config.model, network)
     if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
         raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
     return YoloLoss(
-        anchors_wh=torch.stack(list(decoder.anchors_wh)).to(next(network.parameters()).device),
+        anchors_wh=torch.from_numpy(np.stack(decoder.anchors_wh)).to(next(network.parameters()).device),
         strides=decoder.strides,
         num_classes=config.model.num_classes,
         scale_xy=decoder.scale_xy,

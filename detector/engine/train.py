@@ -6,7 +6,6 @@ Legend: B images in a part of the batch.
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,36 +21,18 @@ from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.evaluate import MAX_DETECTIONS, detect_all, score
 from detector.engine.finetune import load_initial_weights
 from detector.engine.log import RunLog, SilentLog
-from detector.engine.memory import keep_freed_memory, resident_mb
+from detector.engine.memory import keep_freed_memory
 from detector.engine.optim import learning_rate_at
+from detector.engine.pace import Pace
 from detector.engine.run_report import write_run_report
 from detector.engine.state import TERMS, RunState, save_state, save_weights, start_run
 from detector.engine.step import TrainingStep
 from detector.errors import InputError
 from detector.predict import Predictor
 from detector.render import draw, tile
-from detector.structures import Batch, Detections, Image, Sample
+from detector.structures import Detections, Image, Sample
 
 NUM_PICTURES = 8
-WAIT_SECONDS = 0.02
-"""Taking over a batch that is ready lasts some milliseconds; what takes longer was not ready."""
-
-
-class Stopwatch:
-    """An iterator that adds up how long its reader waited, in `seconds`."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self.seconds = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        started = time.perf_counter()
-        batch = next(self._batches)
-        self.seconds += time.perf_counter() - started
-        return batch
 
 
 class InterruptedRunError(Exception):
@@ -149,26 +130,16 @@ def _run(
         num_ranks=ranks.size,
         report=run_dir / f"stuck_loader_{ranks.rank}.txt",
     )
-    batches = Stopwatch(source)
+    pace = Pace(source, settings.batch_size)
     metrics: dict[str, Any] = {}
-    busy_seconds, num_waits, first_step = 0.0, 0, state.step
     with _deferred_interrupt() as received, explain_lost_workers(), closing(source):
         if not state.evaluated:  # a picture stopped the evaluation when the run was saved last
             metrics = _evaluate(config, state, log, val_set, ranks)
         while state.step < settings.max_steps:
-            started, waited = time.perf_counter(), batches.seconds
-            *sums, interrupted = ranks.sum([*step_function(batches).values(), len(received)])
-            busy_seconds += time.perf_counter() - started
-            num_waits += batches.seconds - waited > WAIT_SECONDS
+            with pace.step():
+                *sums, interrupted = ranks.sum([*step_function(pace).values(), len(received)])
             state.step += 1
-            done = state.step - first_step
-            speeds = {
-                "images_per_second": done * settings.batch_size / busy_seconds,
-                "share_of_steps_that_waited": num_waits / done,
-                "share_of_time_waiting": batches.seconds / busy_seconds,
-                "resident_mb": resident_mb(),
-            }
-            _report(state, log, dict(zip(TERMS, sums, strict=True)), speeds, config)
+            _report(state, log, dict(zip(TERMS, sums, strict=True)), pace.figures(), config)
             last = state.step == settings.max_steps
             if last or (config.evaluate.every and state.step % config.evaluate.every == 0):
                 try:
@@ -186,12 +157,8 @@ def _run(
         predictor = _predictor(config, state)
         write_run_report(run_dir / "report.html", config, predictor, train_set, val_set, progress=log.shows_progress)
         log.say(f"report: {run_dir / 'report.html'}")
-    done = state.step - first_step
-    return {
-        **metrics,
-        "images_per_second": done * settings.batch_size / busy_seconds if done else None,
-        "share_of_steps_that_waited": num_waits / done if done else None,
-    }
+    speeds = pace.figures()
+    return {**metrics, **{name: speeds.get(name) for name in ("images_per_second", "share_of_steps_that_waited")}}
 
 
 def _save(config: ExperimentConfig, state: RunState, ranks: Ranks) -> None:

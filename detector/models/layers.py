@@ -6,6 +6,7 @@ Legend: B images, C channels, H, W height and width of a feature map, k kernel s
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +87,7 @@ class Maxout(nn.Module):
             places = x.permute(0, 2, 3, 1).reshape(batch, height * width, groups, self.out_channels)
             pooled = max_pool2d(places.permute(0, 3, 1, 2), (1, groups))  # (B, out_channels, H * W, 1)
             return pooled.view(batch, self.out_channels, height, width)
-        return x.view(batch, groups, self.out_channels, height, width).amax(dim=1)  # (B, out_channels, H, W)
+        return functools.reduce(torch.maximum, x.chunk(groups, dim=1))  # (B, out_channels, H, W)
 
 
 class _Concatenation(torch.autograd.Function):

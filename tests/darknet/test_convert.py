@@ -24,8 +24,9 @@ from detector.darknet.recipe import experiment_tree
 from detector.engine.finetune import load_initial_weights
 from detector.engine.train import train
 from detector.errors import InputError
+from detector.load import load_detector
 from detector.models import build_classifier, build_detector
-from detector.predict import Predictor, load_detector
+from detector.predict import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ import torch
 
 from detector.config import ExperimentConfig
 from detector.engine.benchmark import loader_table, loader_text, random_batch, training_table, training_text
-from detector.engine.train import Stopwatch, open_split
+from detector.engine.train import open_split
 from detector.errors import InputError
 
 Make = Callable[..., ExperimentConfig]
@@ -47,15 +47,6 @@ def test_random_batch_has_the_shape_of_a_part(tiny: Make) -> None:
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert boxes[:, 2].max() <= 96
     assert boxes[:, 3].max() <= 64
-
-
-def test_stopwatch_adds_up_the_waiting(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0, 0.001, 1.0, 1.5])  # two batches: after 1 ms and after half a second
-    monkeypatch.setattr("detector.engine.train.time.perf_counter", lambda: next(times))
-    batch = random_batch(tiny())
-    watch = Stopwatch(iter([batch, batch]))
-    assert [next(watch), next(watch)] == [batch, batch]
-    assert watch.seconds == pytest.approx(0.501)
 
 
 def test_a_benchmark_whose_network_fails_says_so(tiny: Make, capfd: pytest.CaptureFixture[str]) -> None:

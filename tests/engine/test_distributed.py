@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,17 +38,38 @@ def torchrun(config: ExperimentConfig, folder: Path, *options: str) -> list[str]
     return [*launcher, str(ROOT / "tools/train.py"), str(path), "--json"]
 
 
-def test_all_ranks_together_see_the_batches_of_one(tiny: Make) -> None:
-    config = tiny(["train.num_workers=0", "train.subdivisions=2", "train.batch_size=8"])
+@contextmanager
+def launched(command: list[str], cwd: Path, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """Starts a launcher; at the end nothing of it and of its ranks is left."""
+    launcher = subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **streams)  # type: ignore[call-overload]
+    try:
+        yield launcher
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.communicate()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+def test_all_ranks_together_see_the_batches_of_one(tiny: Make, num_ranks: int) -> None:
+    config = tiny(["train.num_workers=0", "train.subdivisions=2", "train.batch_size=24"])
     dataset = open_split(config, "train")
     alone = list(training_batches(dataset, config, start_step=0, end_step=2))
     shares = [
-        list(training_batches(dataset, config, start_step=0, end_step=2, rank=rank, num_ranks=2)) for rank in (0, 1)
+        list(training_batches(dataset, config, start_step=0, end_step=2, rank=rank, num_ranks=num_ranks))
+        for rank in range(num_ranks)
     ]
-    assert [len(batches) for batches in shares] == [4, 4]
-    for part, first, second in zip(alone, *shares, strict=True):
-        assert torch.equal(torch.cat((first.images, second.images)), part.images)
-        assert [*first.image_ids, *second.image_ids] == part.image_ids
+    assert [len(batches) for batches in shares] == [4] * num_ranks
+    for part, *pieces in zip(alone, *shares, strict=True):
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), part.images)
+        assert [name for piece in pieces for name in piece.image_ids] == part.image_ids
 
 
 def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path: Path) -> None:
@@ -131,18 +153,39 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
 
     options = ["--max-restarts", "1", "--shutdown-timeout", "3"]
     command = [*torchrun(config, tmp_path, *options), "--resume"]
-    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    deadline = time.monotonic() + 200
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
-    # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up: it
-    # is started again with the same command, as a job system would.
-    if launcher.wait(timeout=200) != 0:
+    with launched(command, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as launcher:
+        wait_for(last)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(timeout=90)
+    # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up or
+    # waits for ever: it is started again with the same command, as a job system would.
+    if launcher.returncode != 0:
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert last.read_bytes() == expected
+
+
+def test_a_launcher_that_is_told_to_stop_leaves_the_ranks_time_to_save(tiny: Make, tmp_path: Path) -> None:
+    config = tiny([*OPTIONS, "train.max_steps=2000", "train.save_every=1000"])
+    record = Path(str(config.run_dir)) / "metrics.jsonl"
+    with launched(torchrun(config, tmp_path), tmp_path, stderr=subprocess.PIPE) as launcher:
+        wait_for(record)
+        launcher.terminate()
+        errors = launcher.communicate(timeout=90)[1]
+    (line,) = [line for line in errors.splitlines() if line.startswith("stopped after step")]
+    saved = load_checkpoint(record.parent / "last.safetensors").info["step"]
+    assert 0 < saved < 1000
+    assert line.startswith(f"stopped after step {saved}; the same command with --resume goes on")
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_one_line(tiny: Make, tmp_path: Path) -> None:
+    config = tiny([*OPTIONS, "train.max_steps=50", "train.learning_rate=1e30"])
+    result = subprocess.run(torchrun(config, tmp_path), capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "not finite" in line
 
 
 def test_two_machines_without_shared_storage(tiny: Make, tmp_path: Path) -> None:
@@ -152,13 +195,12 @@ def test_two_machines_without_shared_storage(tiny: Make, tmp_path: Path) -> None
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "test"]
     command += [str(ROOT / "tools/train.py"), str(tmp_path / "config.yaml")]
-    launchers = []
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     for machine in ("a", "b"):
         (tmp_path / machine).mkdir()
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        launchers.append(subprocess.Popen(command, cwd=tmp_path / machine, text=True, **streams))  # type: ignore[call-overload]
-    errors = [launcher.communicate(timeout=200)[1] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [0, 0], errors
+    with launched(command, tmp_path / "a", **streams) as first, launched(command, tmp_path / "b", **streams) as second:
+        errors = [launcher.communicate(timeout=200)[1] for launcher in (first, second)]
+        assert [first.returncode, second.returncode] == [0, 0], errors
     (run_dir,) = tmp_path.glob("*/run")
     assert load_checkpoint(run_dir / "last.safetensors").info["step"] == 3
 

@@ -125,6 +125,29 @@ def test_doctor(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["exit_code"] == 0
 
 
+def test_train_replays_a_step(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(ROOT / "configs/tiny.yaml"), f"data.root={tiny_data}", f"run_dir={tmp_path}", "--replay", "3"]
+    assert main("train")([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["step"] == 3
+    assert cv2.imread(report["picture"]) is not None
+    main("train")(arguments)
+    assert capsys.readouterr().out.startswith(f"step 3: images {report['image_ids'][0]}, ")
+
+
+def test_convert_releases_a_run(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "released.safetensors"
+    assert main("convert")(["release", str(trained_run), str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["written"], report["bytes"]) == (str(out), out.stat().st_size)
+
+
+def test_benchmark_measures_the_loader(tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(ROOT / "configs/tiny.yaml"), f"data.root={tiny_data}", "--loader", "--images", "8"]
+    assert main("benchmark")([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loader"]["warm"]["images_per_second"] > 0
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [

@@ -1,0 +1,112 @@
+"""INT8 by NNCF, within a declared budget of AP50."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import onnx
+import onnxruntime
+import openvino
+
+os.environ.setdefault("NNCF_CI", "1")  # NNCF reports its use to its makers otherwise
+import nncf
+from nncf import QuantizationPreset
+from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
+
+from detector.errors import InputError
+from detector.runtime import Pixels, Runtime, run_in_batches, to_planes
+from detector.runtime.onnx_graph import INPUT_NAME
+from detector.structures import Floats
+
+MAX_CALIBRATION_PICTURES = 300
+Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
+Measure = Callable[[Runtime, Sequence[int]], float]
+
+
+class _Prepared:
+    """A runtime around a model that NNCF compiled."""
+
+    def __init__(self, prepared: openvino.CompiledModel | onnxruntime.InferenceSession) -> None:
+        self.name = "int8"
+        self._session = prepared
+
+    def run(self, images: Pixels) -> list[Floats]:
+        return run_in_batches(self._run, images, 1)
+
+    def _run(self, images: Pixels) -> list[Floats]:
+        if isinstance(self._session, onnxruntime.InferenceSession):
+            return list(self._session.run(None, {INPUT_NAME: to_planes(images)}))
+        outputs = self._session([to_planes(images)])
+        return [outputs[index].copy() for index in range(len(outputs))]
+
+
+def quantize(
+    model: Model, pictures: Pixels, num_images: int, measure: Measure, max_drop: float
+) -> tuple[Model, dict[str, Any]]:
+    """Quantizes to INT8; puts layers back into floating point until AP50 falls by at most `max_drop`.
+
+    Args:
+        model: takes one image; stays as it is.
+        pictures: (B, H, W, 3) uint8 of the network's size, to calibrate with; the first 300 are used.
+        num_images: how many images `measure` can measure on.
+        measure: AP50 of a runtime on the images of these indices.
+        max_drop: the budget.
+
+    Returns:
+        the model, and what is worth noting: convolutions in all, those that stayed in floating point, by name, and
+        how many pictures it was calibrated with.
+
+    Raises:
+        InputError: NNCF cannot quantize this network. Whether the budget was met, the gate finds out.
+    """
+    nncf.set_log_level(logging.ERROR)
+    pictures = pictures[:MAX_CALIBRATION_PICTURES]
+
+    def validate(prepared: Any, indices: Iterable[int]) -> tuple[float, None]:
+        return measure(_Prepared(prepared), [int(index) for index in indices]), None
+
+    def to_input(picture: Pixels) -> Any:
+        planes = to_planes(picture[None])
+        return planes if isinstance(model, openvino.Model) else {INPUT_NAME: planes}
+
+    try:
+        quantized: Model = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(list(pictures), to_input),
+            nncf.Dataset(list(range(num_images))),
+            validate,
+            max_drop=max_drop,
+            preset=QuantizationPreset.MIXED,
+            subset_size=len(pictures),
+            advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(ranking_subset_size=num_images),
+        )
+    except RuntimeError as error:
+        raise InputError(f"--precision int8: NNCF cannot quantize this network: {error}") from error
+    names, kept = _convolutions(quantized)
+    notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_pictures": len(pictures)}
+    return quantized, notes
+
+
+def _convolutions(model: openvino.Model | onnx.ModelProto) -> tuple[list[str], list[str]]:
+    """Names of all convolutions, and of those whose weights are no integers."""
+    if isinstance(model, openvino.Model):
+        nodes = [node for node in model.get_ops() if "Convolution" in node.get_type_name()]
+        names = [node.get_friendly_name() for node in nodes]
+        return names, [name for name, node in zip(names, nodes, strict=True) if not _reads_integers(node)]
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    names = [node.name for node in convolutions]
+    return names, [node.name for node in convolutions if made_by.get(node.input[1]) != "DequantizeLinear"]
+
+
+def _reads_integers(convolution: openvino.Node) -> bool:
+    """Whether a convolution's weights are integers."""
+    node = convolution.input_value(1).get_node()
+    while node.get_type_name() != "Constant":
+        if node.get_type_name() == "FakeQuantize":
+            return True
+        node = node.input_value(0).get_node()
+    return node.get_element_type() in (openvino.Type.i8, openvino.Type.u8)

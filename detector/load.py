@@ -1,0 +1,190 @@
+"""Finds and opens what a user means by a model: our weights, a Darknet cfg, an exported file, a run, a config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from detector.build import AnyModel, build_decoder, build_network, require_detector
+from detector.checkpoint import find_weights, load_checkpoint
+from detector.config import DarknetModelConfig, PreprocessConfig, load_config
+from detector.darknet import load_darknet
+from detector.darknet.names import find_names, read_names
+from detector.errors import InputError
+from detector.postprocess import Decoder
+from detector.runtime.record import ExportRecord
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+EXPORTED = (".onnx", ".xml", ".torchscript")
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A network with all that it takes to use it.
+
+    Attributes:
+        path: the file that the weights came from.
+        network: in eval mode.
+        model: its config section.
+        preprocess: how images become its input.
+        info: what else the file says: step, metrics, config text; empty for Darknet files.
+    """
+
+    path: Path
+    network: nn.Module
+    model: AnyModel
+    preprocess: PreprocessConfig
+    info: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the class indices."""
+        return self.model.class_names
+
+    @property
+    def decoder(self) -> Decoder:
+        """How to read the raw maps."""
+        return build_decoder(self.model, self.network)
+
+
+@dataclass(frozen=True)
+class LoadedExport:
+    """A file of tools/export.py.
+
+    Attributes:
+        path: of the file.
+        record: what it says about itself.
+    """
+
+    path: Path
+    record: ExportRecord
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the weights file that it came from said: step, metrics, config text."""
+        return self.record.info
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """How images become its input."""
+        return self.record.preprocess
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the class indices."""
+        return self.record.class_names
+
+    @property
+    def decoder(self) -> Decoder:
+        """How to read the raw maps."""
+        return self.record.decoder
+
+
+Loaded = LoadedDetector | LoadedExport
+
+
+def load_detector(
+    model: str | Path, weights: str | Path | None = None, *, names: str | Path | None = None
+) -> LoadedDetector:
+    """Loads a detector from our weights file, or from a Darknet cfg and its weights.
+
+    Args:
+        model: .safetensors, or .cfg.
+        weights: of a .cfg; None = the .weights file of the same name beside it.
+        names: file of class names of a .cfg; None = a fitting *.names beside it.
+
+    Raises:
+        InputError: a file is missing, damaged, or no detector.
+    """
+    path = Path(model)
+    if path.suffix == ".cfg":
+        return _load_darknet_detector(path, Path(weights or path.with_suffix(".weights")), names)
+    checkpoint = load_checkpoint(path)
+    network = build_network(checkpoint.model)
+    try:
+        network.load_state_dict(checkpoint.weights())
+    except RuntimeError as error:
+        raise InputError(f"{path}: its tensors do not fit its own config: {error}") from error
+    return LoadedDetector(path, network.eval(), checkpoint.model, checkpoint.preprocess, checkpoint.info)
+
+
+def _load_darknet_detector(cfg: Path, weights: Path, names: str | Path | None) -> LoadedDetector:
+    network = load_darknet(cfg, weights, cpu_parity=False)
+    if not network.yolo_sections:
+        raise InputError(f"{cfg}: has no [yolo] section; it is a classifier, not a detector")
+    num_classes = network.yolo_sections[0].num_classes
+    class_names = read_names(Path(names)) if names is not None else find_names(cfg, num_classes)
+    require_detector(network, len(class_names), str(cfg))
+    _, height, width = network.size_chw
+    model = DarknetModelConfig(network.cfg_text, class_names)
+    preprocess = PreprocessConfig((height, width), bool(network.net.integer("letter_box", 0)), align_corners=True)
+    return LoadedDetector(weights, network, model, preprocess, {})
+
+
+def load_export(path: Path) -> LoadedExport:
+    """Opens an exported file with the record that is inside. Raises: InputError: missing, damaged, or none of ours."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return LoadedExport(path, ExportRecord.from_json(_record_text(path), str(path)))
+
+
+def _record_text(path: Path) -> str:
+    if path.suffix == ".onnx":
+        from detector.runtime.onnxruntime_backend import record_text_of_onnx
+
+        return record_text_of_onnx(path)
+    if path.suffix == ".xml":
+        from detector.runtime.openvino_backend import read_model, record_text
+
+        return record_text(read_model(path))
+    from detector.runtime.torch_backend import load_script
+
+    return load_script(path)[1]
+
+
+def load_any(model: str | Path) -> Loaded:
+    """`load_detector` or `load_export`, by the name's ending. Raises: InputError."""
+    return load_export(Path(model)) if Path(model).suffix in EXPORTED else load_detector(model)
+
+
+def find_model(model: str | None, weights: str | None, names: str | None = None) -> Loaded:
+    """The detector that a user means.
+
+    Args:
+        model: a weights file, an exported file, a Darknet cfg, a run folder, a config (whose run is meant), or None.
+        weights: a weights or exported file; None = the model's own. With neither, the newest run in weights/, else
+            the released weights that come with the project.
+        names: file of class names, for a Darknet cfg.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if model is not None and Path(model).suffix == ".cfg":
+        return load_detector(model, weights, names=names)
+    if weights is not None:
+        return load_any(weights)
+    if model is None:
+        return load_detector(find_weights([Path("weights"), PROJECT_ROOT / "weights"]))
+    if Path(model).is_dir():
+        return load_detector(_of_run(Path(model)))
+    if Path(model).suffix in {".yaml", ".yml"}:
+        return load_detector(_of_run(Path(load_config(model).run_dir or ".")))
+    return load_any(model)
+
+
+def find_weights_of(model: str | None, weights: str | None = None, names: str | None = None) -> LoadedDetector:
+    """As `find_model`, for what only weights can do. Raises: InputError: no such file, or an exported one."""
+    loaded = find_model(model, weights, names)
+    if isinstance(loaded, LoadedExport):
+        raise InputError(f"{loaded.path}: is an exported file; name the weights that it was made of")
+    return loaded
+
+
+def _of_run(run_dir: Path) -> Path:
+    for name in ("best.safetensors", "last.safetensors"):
+        if (run_dir / name).is_file():
+            return run_dir / name
+    raise InputError(f"{run_dir}: holds no weights yet; train first, or give --weights FILE")

@@ -1,0 +1,219 @@
+"""Our networks -> ONNX graphs whose nodes and values are called like the modules that they come from.
+
+Legend: B images, A anchors of a scale, C classes, N places of all scales, K boxes that stay.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import Tensor, nn
+
+from detector.anchors import cell_corners
+from detector.errors import InputError
+from detector.models.layers import fold_batchnorm
+from detector.postprocess import Decoder
+from detector.runtime.record import METADATA_KEY, Suppression
+
+T = TypeVar("T")
+OPSET = 18
+INPUT_NAME = "images"
+BOX_OUTPUTS = ("boxes", "scores", "labels", "image")
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+
+
+def to_onnx(
+    network: nn.Module,
+    size_hw: tuple[int, int],
+    *,
+    batch: int | None = 1,
+    dynamic: bool = False,
+    ending: tuple[Decoder, Suppression] | None = None,
+) -> onnx.ModelProto:
+    """A network in inference as ONNX: "images" (B, 3, H, W) float32 in [0, 1] -> "raw_0", "raw_1", ...
+
+    Normalisation is folded into the convolutions. Every node is called PATH/OPERATION after the module that it comes
+    from, and its output likewise, so that layers can be compared one by one.
+
+    Args:
+        network: images -> list of raw maps; stays as it is.
+        size_hw: of the input, multiples of 32.
+        batch: images of one run; None = any number.
+        dynamic: any height and width that are multiples of 32.
+        ending: how to go on from raw maps to boxes, best first, each class suppressed by itself. The outputs are then
+            "boxes" (K, 4) float32 xyxy in network-input pixels, "scores" (K,) float32, "labels" (K,) int64 and "image"
+            (K,) int64, the index within the batch. None = the outputs are raw maps.
+
+    Raises:
+        InputError: an ending for a detector that suppresses by distance (Darknet's diounms), which ONNX does not know.
+    """
+    folded = fold_batchnorm(network).cpu()
+    if ending is None:
+        return _convert(folded, size_hw, batch=batch, dynamic=dynamic)
+    decoder, suppression = ending
+    if decoder.nms_beta is not None:
+        raise InputError("--with-nms: this detector suppresses by DIoU, which ONNX does not know; leave it out")
+    model = _convert(DecodedDetector(folded, decoder), size_hw, batch=batch, dynamic=dynamic)
+    _append_suppression(model.graph, suppression)
+    onnx.checker.check_model(model)
+    return model
+
+
+class DecodedDetector(nn.Module):
+    """Images -> boxes (B, N, 4) in network-input pixels and scores (B, C, N), before any suppression."""
+
+    def __init__(self, network: nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self.network = network
+        self.decoder = decoder
+        for index, anchors in enumerate(decoder.anchors_wh):
+            self.register_buffer(f"anchors_{index}", torch.from_numpy(anchors)[:, :, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores = [], []
+        for index, raw_map in enumerate(self.network(images)):
+            batch, channels, height, width = raw_map.shape
+            anchors = getattr(self, f"anchors_{index}")  # (A, 2, 1, 1)
+            values = raw_map.view(batch, len(anchors), channels // len(anchors), height, width)
+            if not self.decoder.new_coords:
+                size, values = values[:, :, 2:4].exp() * anchors, values.sigmoid()
+            else:
+                size = (2 * values[:, :, 2:4]).square() * anchors
+            scale, stride = self.decoder.scale_xy[index], self.decoder.strides[index]
+            cells = cell_corners(height, width, images.device).permute(2, 0, 1)  # (2, h, w)
+            centre = (values[:, :, :2] * scale - (scale - 1) / 2 + cells) * stride
+            corners = torch.cat((centre - size / 2, centre + size / 2), dim=2)  # (B, A, 4, h, w)
+            boxes.append(corners.permute(0, 1, 3, 4, 2).reshape(batch, -1, 4))
+            products = values[:, :, 5:] * values[:, :, 4:5]  # (B, A, C, h, w)
+            scores.append(products.permute(0, 2, 1, 3, 4).reshape(batch, channels // len(anchors) - 5, -1))
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=2)
+
+
+def _convert(network: nn.Module, size_hw: tuple[int, int], *, batch: int | None, dynamic: bool) -> onnx.ModelProto:
+    # An example of one image would fix the batch, so two stand for "any number".
+    example = torch.rand(2 if batch is None else batch, 3, *size_hw)
+    shape: dict[int, object] = {} if batch is not None else {0: torch.export.Dim("batch", min=1)}
+    if dynamic:
+        shape |= {axis: 32 * torch.export.Dim(f"cells_{axis}", min=1) for axis in (2, 3)}
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            network.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            dynamic_shapes=(shape,) if shape else None,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _name_after_modules(model.graph)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's notes on its own progress are not for our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_after_modules(graph: onnx.GraphProto) -> None:
+    """Renames nodes and values; drops what the exporter noted down, paths of source files among it."""
+    final = {value.name: f"raw_{index}" for index, value in enumerate(graph.output)}
+    counts: Counter[str] = Counter()
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        scopes = {prop.key: prop.value for prop in node.metadata_props}.get(SCOPES_KEY, "['']")
+        path = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
+        name = f"{path[-1] if path else 'network'}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        for index, output in enumerate(node.output):
+            renamed[output] = final.get(output, node.name if index == 0 else f"{node.name}:{index}")
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed[name] for name in node.output]
+    for value in graph.output:
+        value.name = renamed[value.name]
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+
+
+def _append_suppression(graph: onnx.GraphProto, suppression: Suppression) -> None:
+    """Ends a graph of boxes (B, N, 4) and scores (B, C, N) in the best boxes of each class."""
+    boxes, scores = (value.name for value in graph.output)
+    constants = {
+        "most": helper.make_tensor("most", TensorProto.INT64, [1], [suppression.max_detections]),
+        "overlap": helper.make_tensor("overlap", TensorProto.FLOAT, [1], [suppression.nms_threshold]),
+        "lowest": helper.make_tensor("lowest", TensorProto.FLOAT, [1], [suppression.score_threshold]),
+        "columns": helper.make_tensor("columns", TensorProto.INT64, [3], [1, 1, 1]),
+        "image_and_place": helper.make_tensor("image_and_place", TensorProto.INT64, [2], [0, 2]),
+        "flat": helper.make_tensor("flat", TensorProto.INT64, [1], [-1]),
+    }
+    graph.initializer.extend(constants.values())
+    steps: list[tuple[str, Sequence[str], Sequence[str], dict[str, Any]]] = [
+        ("NonMaxSuppression", [boxes, scores, "most", "overlap", "lowest"], ["chosen"], {}),  # (K, 3)
+        ("GatherND", [scores, "chosen"], ["chosen_scores"], {}),
+        ("Shape", ["chosen_scores"], ["count"], {}),
+        ("TopK", ["chosen_scores", "count"], ["scores", "order"], {"axis": 0}),
+        ("Gather", ["chosen", "order"], ["ordered"], {"axis": 0}),
+        ("Gather", ["ordered", "image_and_place"], ["places"], {"axis": 1}),
+        ("GatherND", [boxes, "places"], ["boxes"], {}),
+        ("Split", ["ordered", "columns"], ["image_column", "label_column", "place_column"], {"axis": 1}),
+        ("Reshape", ["image_column", "flat"], ["image"], {}),
+        ("Reshape", ["label_column", "flat"], ["labels"], {}),
+    ]
+    for number, (operation, inputs, outputs, attributes) in enumerate(steps):
+        node = helper.make_node(operation, inputs, outputs, name=f"suppression/{operation}_{number}", **attributes)
+        graph.node.append(node)
+    del graph.output[:]
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT64)
+    for name, kind in zip(BOX_OUTPUTS, kinds, strict=True):
+        graph.output.append(helper.make_tensor_value_info(name, kind, ["K", 4] if name == "boxes" else ["K"]))
+
+
+def set_record(model: onnx.ModelProto, text: str) -> None:
+    """Puts the record into the model's metadata."""
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, text
+
+
+def ends_of_modules(nodes: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Path of each module that computes something -> the last of its nodes.
+
+    Args:
+        nodes: names that `to_onnx` gave, and anything, in the order of computation.
+    """
+    last: dict[str, T] = {}
+    for name, node in nodes:
+        path = name.rsplit("/", 1)[0].removeprefix("network.")
+        for end in range(path.count(".") + 1):
+            last[path.rsplit(".", end)[0]] = node
+    return last
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with weights and features in half precision; inputs and outputs stay float32."""
+    half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    return half

@@ -1,0 +1,61 @@
+"""ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+
+from detector.errors import InputError
+from detector.runtime import Pixels, run_in_batches, to_planes
+from detector.runtime.record import METADATA_KEY
+from detector.runtime.threads import usable_cpus
+from detector.structures import Floats
+
+
+class OnnxRuntime:
+    """Runs an ONNX file.
+
+    Args:
+        model: its path or its content.
+        batch: images of one run; None = any number.
+        threads: None = all usable processors.
+
+    Raises:
+        InputError: it is no ONNX model, or holds operations that are not known here.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path | bytes, *, batch: int | None, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or usable_cpus()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; warnings are for the makers of the library
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions have no common class but this
+            where = model if isinstance(model, Path) else "the ONNX model"
+            raise InputError(f"{where}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from error
+        self._input = self._session.get_inputs()[0].name
+        self._batch = batch
+
+    def run(self, images: Pixels) -> list[Floats]:
+        """See `Runtime.run`."""
+        return run_in_batches(self._run, images, self._batch)
+
+    def _run(self, images: Pixels) -> list[Floats]:
+        return list(self._session.run(None, {self._input: to_planes(images)}))
+
+
+def record_text_of_onnx(path: Path) -> str:
+    """The record in a file's metadata; empty: none. Raises: InputError: it is no ONNX file."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InputError(f"{path}: is no ONNX file, or is damaged") from error
+    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")

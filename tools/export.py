@@ -1,0 +1,90 @@
+"""Exports a detector, and keeps the file only if it gives what the network gives.
+
+Examples:
+    python tools/export.py weights/mine --to openvino --out mine.xml
+    python tools/export.py weights/mine --to openvino --precision int8 --data data/bccd --out mine_int8.xml
+    python tools/export.py weights/mine --to onnx --with-nms --out mine.onnx
+    python tools/export.py yolov4-tiny.cfg --weights yolov4-tiny.weights --to torchscript --out tiny.torchscript
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detector.cli import Parser, print_json, run, say
+from detector.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+FORMATS = ("onnx", "openvino", "torchscript", "darknet")
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+
+    from detector.engine.evidence import gather_evidence
+    from detector.export.write import ENDINGS, Request, export
+    from detector.load import find_weights_of
+    from detector.runtime.record import Suppression
+
+    loaded = find_weights_of(options.model, options.weights, options.names)
+    suppression = None
+    if options.with_nms:
+        suppression = Suppression(options.score_threshold, options.nms_threshold, options.max_detections)
+    request = Request(
+        to=options.to,
+        out=options.out or loaded.path.with_suffix(ENDINGS[options.to]),
+        precision=options.precision,
+        size_hw=tuple((options.size * 2)[:2]) if options.size else None,
+        batch=None if options.dynamic and options.batch is None else options.batch or 1,
+        dynamic=options.dynamic,
+        suppression=suppression,
+        max_drop=options.max_drop,
+    )
+    say(f"weights {loaded.path}")
+    evidence = gather_evidence(loaded, request.size_hw, data=options.data, split=options.split, images=options.images)
+    say(f"compared on {evidence.origin}")
+    report = export(loaded, request, evidence)
+    if options.json:
+        print_json(report)
+    else:
+        print("\n".join(f"{key:<22}{value}" for key, value in report.items() if value is not None))
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises: InputError."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("model", nargs="?", help="weights file, Darknet cfg, run folder, or config (its run)")
+    parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config or is left out")
+    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
+    parser.add_argument("--out", type=Path, help="file to write (default: beside the weights)")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
+    parser.add_argument("--dynamic", action="store_true", help="any size that is a multiple of 32, any batch")
+    parser.add_argument("--batch", type=int, help="images of one run (default: 1; with --dynamic: any number)")
+    parser.add_argument("--with-nms", action="store_true", help="the graph ends in boxes (onnx, openvino)")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="of --with-nms (default: 0.25)")
+    parser.add_argument("--nms-threshold", type=float, default=0.45, help="of --with-nms (default: 0.45)")
+    parser.add_argument("--max-detections", type=int, default=100, help="of a class, with --with-nms (default: 100)")
+    parser.add_argument("--data", help="labelled pictures: AP50 is compared, int8 is calibrated and measured on them")
+    parser.add_argument("--split", help="part of the data set (default: the one that was trained on)")
+    parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="AP50 that int8 may cost (default: 0.01)")
+    parser.add_argument("--json", action="store_true", help="the gate's report as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if options.size and (len(options.size) > 2 or any(side < 32 or side % 32 for side in options.size)):
+        raise InputError(f"--size: expected one or two multiples of 32, got {options.size}")
+    if (options.batch or 1) < 1:
+        raise InputError(f"--batch: expected at least 1, got {options.batch}")
+    for name in ("score_threshold", "nms_threshold", "max_drop"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(options, name)}")
+    return options
+
+
+if __name__ == "__main__":
+    run(main)
