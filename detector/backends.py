@@ -35,7 +35,12 @@ MAP_TOLERANCE = {"torch": 1e-4, "onnxruntime": 1e-4, "openvino": 1e-4, "opencv":
 
 
 def open_runtime(
-    loaded: Loaded, backend: str | None = None, *, device: str = "cpu", threads: int | None = None
+    loaded: Loaded,
+    backend: str | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    streams: int = 1,
 ) -> Runtime:
     """Prepares a detector to run.
 
@@ -47,6 +52,7 @@ def open_runtime(
             library of its format for an exported file.
         device: for PyTorch, such as "cuda:0".
         threads: None = all usable processors.
+        streams: for OpenVINO: pictures that are computed side by side, when as many threads call it.
 
     Raises:
         InputError: the backend cannot open this, or does not agree with PyTorch.
@@ -60,8 +66,8 @@ def open_runtime(
     if device != "cpu" and not backend.startswith("torch"):
         raise InputError(f"--backend {backend}: runs on the CPU only, not on {device}")
     if isinstance(loaded, LoadedExport):
-        return _open_file(loaded, backend, threads)
-    return _open_weights(loaded, backend, device, threads)
+        return _open_file(loaded, backend, threads, streams)
+    return _open_weights(loaded, backend, device, threads, streams)
 
 
 def possible_backends(loaded: Loaded) -> tuple[str, ...]:
@@ -72,15 +78,15 @@ def possible_backends(loaded: Loaded) -> tuple[str, ...]:
     return names if loaded.record.suppression is None else tuple(name for name in names if name != "opencv")
 
 
-def _open_file(loaded: LoadedExport, backend: str, threads: int | None) -> Runtime:
+def _open_file(loaded: LoadedExport, backend: str, threads: int | None, streams: int) -> Runtime:
     if backend == "torch":
         from detector.runtime.torch_backend import TorchScriptRuntime
 
         return TorchScriptRuntime(loaded.path, batch=loaded.record.batch)
-    return _open_graph(loaded.path, backend, batch=loaded.record.batch, threads=threads)
+    return _open_graph(loaded.path, backend, batch=loaded.record.batch, threads=threads, streams=streams)
 
 
-def _open_graph(model: Path | bytes, backend: str, *, batch: int | None, threads: int | None) -> Runtime:
+def _open_graph(model: Path | bytes, backend: str, *, batch: int | None, threads: int | None, streams: int) -> Runtime:
     if backend == "onnxruntime":
         from detector.runtime.onnxruntime_backend import OnnxRuntime
 
@@ -91,10 +97,10 @@ def _open_graph(model: Path | bytes, backend: str, *, batch: int | None, threads
         return OpenCvRuntime(model, batch=batch, threads=threads)
     from detector.runtime.openvino_backend import OpenVinoRuntime
 
-    return OpenVinoRuntime(model, batch=batch, bf16=backend == "openvino-bf16", threads=threads)
+    return OpenVinoRuntime(model, batch=batch, bf16=backend == "openvino-bf16", threads=threads, streams=streams)
 
 
-def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: int | None) -> Runtime:
+def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: int | None, streams: int) -> Runtime:
     from detector.runtime.torch_backend import TorchRuntime
 
     if backend.startswith("torch"):
@@ -105,7 +111,7 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
 
     height, width = loaded.preprocess.size_hw
     graph = to_onnx(loaded.network, (height, width)).SerializeToString()
-    runtime = _open_graph(graph, backend, batch=1, threads=threads)
+    runtime = _open_graph(graph, backend, batch=1, threads=threads, streams=streams)
     picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     expected = TorchRuntime(loaded.network).run(picture)
     difference = max(map(relative_difference, expected, runtime.run(picture)))
@@ -147,7 +153,7 @@ def measure_backends(
     """Median milliseconds of one picture for each backend that opens, taken in turns."""
     runtimes: dict[str, Runtime] = {}
     for name in names:
-        if name.endswith("-bf16") and not _computes_in_bf16():
+        if name.endswith("-bf16") and not computes_in_bf16():
             continue
         with suppress(InputError, ImportError):
             runtimes[name] = open_runtime(loaded, name, threads=threads)
@@ -162,7 +168,8 @@ def measure_backends(
     return {name: 1000 * median(times) for name, times in seconds.items()}
 
 
-def _computes_in_bf16() -> bool:
+def computes_in_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

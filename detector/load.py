@@ -10,7 +10,7 @@ from torch import nn
 
 from detector.build import AnyModel, build_decoder, build_network, require_detector
 from detector.checkpoint import find_weights, load_checkpoint
-from detector.config import DarknetModelConfig, PreprocessConfig, load_config
+from detector.config import DarknetModelConfig, ExperimentConfig, PreprocessConfig, load_config
 from detector.darknet import load_darknet
 from detector.darknet.names import find_names, read_names
 from detector.errors import InputError
@@ -148,6 +148,16 @@ def _record_text(path: Path) -> str:
 def load_any(model: str | Path) -> Loaded:
     """`load_detector` or `load_export`, by the name's ending. Raises: InputError."""
     return load_export(Path(model)) if Path(model).suffix in EXPORTED else load_detector(model)
+
+
+def fresh_detector(config: ExperimentConfig, path: Path) -> LoadedDetector:
+    """The network of an experiment, untrained, for what needs no weights: how fast it is, what it costs.
+
+    Args:
+        config: the experiment.
+        path: its file, for messages.
+    """
+    return LoadedDetector(path, build_network(config.model).eval(), config.model, config.preprocess, {})
 
 
 def find_model(model: str | None, weights: str | None, names: str | None = None) -> Loaded:

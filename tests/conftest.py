@@ -61,6 +61,31 @@ def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the tiny experiment, drawn so that some hundred boxes are found in any picture."""
+    from detector.build import build_network
+    from detector.checkpoint import save_checkpoint
+
+    config = load_config(ROOT / "configs/tiny.yaml")
+    torch.manual_seed(0)
+    network = build_network(config.model)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+                module.weight.uniform_(0.6, 1.4)
+                module.bias.normal_(0, 0.2)
+        for layer in network.head.predict:  # type: ignore[union-attr]
+            layer.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
+            layer.bias.normal_(-1, 1)  # type: ignore[operator, union-attr]
+    path = tmp_path_factory.mktemp("lively") / "lively.safetensors"
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info={"step": 0}, tensors=tensors)
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the project."""
     if not SHARED.is_dir():

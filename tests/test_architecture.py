@@ -49,12 +49,15 @@ ALLOWED: dict[str, set[str]] = {
         "runtime",
         "structures",
     },
+    "tiles": {"errors", "predict", "structures"},
+    "many": {"data", "errors", "structures"},
     "video": {"data", "errors", "predict", "render", "structures"},
     "convert": {"checkpoint", "config", "darknet", "errors", "load", "models"},
     # Evaluation predicts by the same path as everybody else, so engine stands above predict (CONTRIBUTING.md).
     "engine": {
         "boxes",
         "analysis",
+        "backends",
         "build",
         "checkpoint",
         "config",

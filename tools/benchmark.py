@@ -1,45 +1,131 @@
-"""Measures how fast training is on this machine.
+"""Measures how fast a detector runs on this machine, or how fast it trains.
 
-Example:
+Examples:
+    python tools/benchmark.py weights/mine --data data/bccd --split test
+    python tools/benchmark.py yolov4-tiny.cfg --backends openvino,opencv --precisions fp32,bf16
+    python tools/benchmark.py configs/csppelee_efm.yaml --fresh preprocess.size_hw=[416,416]
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --loader
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --train train.batch_size=16 preprocess.size_hw=[416,416]
 """
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, print_json, run
+from detector.cli import Parser, print_json, run, say
 from detector.config import load_config
 from detector.errors import InputError
 
+if TYPE_CHECKING:
+    import argparse
+
+    from detector.load import Loaded
+
 
 def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.loader or options.train:
+        report, text = measure_training(options)
+    else:
+        report, text = measure_inference(options)
+    if options.json:
+        print_json(report)
+    else:
+        print(text)
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises: InputError."""
     parser = Parser(description=__doc__)
-    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("model", nargs="?", help="weights or exported file, Darknet cfg, run folder, or config")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
+    parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config")
+    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
+    parser.add_argument("--fresh", action="store_true", help="the network of a config, untrained: speed needs no more")
+    parser.add_argument("--backends", help="only these, with commas between them (default: all that can run it)")
+    parser.add_argument("--precisions", default="fp32,bf16,int8", help="only these (default: %(default)s)")
+    parser.add_argument("--data", help="measure AP50 as well; int8 is calibrated on its training split")
+    parser.add_argument("--split", help="part of the data set to measure on (default: the config's data.val)")
+    parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
     parser.add_argument("--loader", action="store_true", help="milliseconds for reading and augmenting, by stage")
     parser.add_argument("--train", action="store_true", help="images per second of training steps, beside plain fp32")
     parser.add_argument("--images", type=int, default=400, help="to measure the loader over (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of either side to measure (%(default)s)")
-    parser.add_argument("--threads", type=int, help="of the training steps (default: one for each processor)")
+    parser.add_argument("--rounds", type=int, default=8, help="turns (%(default)s)")
+    parser.add_argument("--threads", type=int, help="default: one for each processor")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
-    if not (options.loader or options.train):
-        raise InputError("benchmark: say what to measure: --loader, --train or both")
     if options.images < 1 or options.rounds < 1 or (options.threads or 1) < 1:
         raise InputError("benchmark: --images, --rounds and --threads must be at least 1")
-    config = load_config(options.config, options.overrides)
+    if (options.loader or options.train or options.fresh) and options.model is None:
+        raise InputError("benchmark: --loader, --train and --fresh need a config")
+    return options
+
+
+def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The table of inference, and its text."""
+    from detector.config import parse_experiment_text
+    from detector.data import open_dataset
+    from detector.engine.benchmark_inference import PRECISIONS, inference_table, inference_text
+    from detector.metrics.plots import plot_trade_off
+
+    precisions = options.precisions.split(",")
+    if not set(precisions) <= set(PRECISIONS):
+        raise InputError(f"--precisions: expected some of {', '.join(PRECISIONS)}, got {options.precisions}")
+    loaded = find(options)
+    dataset = calibration = None
+    if options.data:
+        stored = loaded.info.get("config")
+        data = parse_experiment_text(stored, str(loaded.path)).data if stored else None
+        split = options.split or (data.val if data else None)
+        policy = data.bad_labels if data else "clip"
+        dataset = open_dataset(options.data, split, class_names=loaded.class_names, policy=policy)
+        calibration = (options.data, data.train if data else split)
+    table = inference_table(
+        loaded,
+        backends=options.backends.split(",") if options.backends else None,
+        precisions=precisions,
+        dataset=dataset,
+        calibration=calibration,
+        threads=options.threads,
+        rounds=options.rounds,
+        say=say,
+    )
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "benchmark.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
+        rows = [row for row in table["rows"] if row["ap50"] is not None]
+        if rows:
+            points = {f"{row['backend']} {row['precision']}": (row["p50_ms"], row["ap50"]) for row in rows}
+            plot_trade_off(options.out / "latency_ap50.png", points)
+    return table, inference_text(table)
+
+
+def find(options: argparse.Namespace) -> Loaded:
+    """The detector to measure."""
+    from detector.load import find_model, fresh_detector
+
+    if options.fresh:
+        return fresh_detector(load_config(options.model, options.overrides), Path(options.model))
+    if options.overrides:
+        raise InputError(f"benchmark: {options.overrides[0]}: only with --fresh, --loader or --train")
+    return find_model(options.model, options.weights, options.names)
+
+
+def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The tables of the loader and of training steps, and their text."""
+    config = load_config(options.model, options.overrides)
 
     import torch
 
     from detector.data.synthetic import ensure_synthetic_dataset
-    from detector.engine.benchmark import loader_table, loader_text, training_table, training_text
+    from detector.engine.benchmark_training import loader_table, loader_text, training_table, training_text
     from detector.engine.train import open_split
+    from detector.runtime.threads import usable_cpus
 
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.threads or usable_cpus())
     report: dict[str, Any] = {}
     texts = []
     if options.loader:
@@ -51,11 +137,7 @@ def main(arguments: list[str]) -> int:
     if options.train:
         report["train"] = training_table(config, rounds=options.rounds)
         texts.append(training_text(report["train"]))
-    if options.json:
-        print_json(report)
-    else:
-        print("\n\n".join(texts))
-    return 0
+    return report, "\n\n".join(texts)
 
 
 if __name__ == "__main__":

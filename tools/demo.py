@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
 
     from detector.load import find_model
+    from detector.many import to_rows
     from detector.predict import Predictor
     from detector.structures import Detections
     from detector.video.pipeline import Sink, open_file_sink, run_video
@@ -50,8 +51,7 @@ def main(arguments: list[str]) -> int:
     say(f"weights {loaded.path}")
 
     def print_frame(frame: Frame, detections: Detections) -> None:
-        rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-        found = [{"box_xyxy": box, "score": score, "class": predictor.class_names[label]} for box, score, label in rows]
+        found = to_rows(detections, predictor.class_names)
         print_json({"frame": frame.index, "name": frame.name, "detections": found})
 
     report = run_video(source, predictor, sinks, on_frame=print_frame if options.json else None)

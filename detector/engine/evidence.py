@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from detector.data.transforms import fit_image
 from detector.engine.evaluate import COCO_DETECTIONS, MAX_DETECTIONS, detect_all, score
 from detector.errors import InputError
 from detector.export.write import Evidence
-from detector.load import LoadedDetector
+from detector.load import Loaded, LoadedDetector
 from detector.predict import Predictor
 from detector.runtime import Pixels, Runtime
 
@@ -87,15 +88,13 @@ def _fit(dataset: DetectionDataset, loaded: LoadedDetector, size_hw: tuple[int, 
 
 def measure_ap50(
     runtime: Runtime,
-    loaded: LoadedDetector,
+    loaded: Loaded,
     dataset: DetectionDataset,
     indices: Sequence[int],
     *,
     size_hw: tuple[int, int] | None = None,
 ) -> float:
     """AP50 of a runtime on some images of a data set; 0 where there is no object."""
-    from dataclasses import replace
-
     stored = loaded.info.get("config")
     settings = parse_experiment_text(stored, str(loaded.path)).evaluate if stored else None
     predictor = Predictor.from_runtime(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import openvino
 import torch
 from torch import Tensor, nn
 
@@ -122,10 +123,11 @@ def _openvino_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
     model = read_model(path)
     nodes = [(node.get_friendly_name(), node) for node in model.get_ordered_ops() if "/" in node.get_friendly_name()]
     ends = ends_of_modules(nodes)
-    first = len(model.outputs)
-    model.add_outputs([node.output(0) for node in ends.values()])
-    outputs = OpenVinoRuntime(model, batch=None).run(pictures)[first:]
-    return dict(zip(ends, outputs, strict=True))
+    last_of = {path: node.get_friendly_name() for path, node in ends.items()}
+    unique = {node.get_friendly_name(): node for node in ends.values()}
+    model = openvino.Model([node.output(0) for node in unique.values()], model.get_parameters(), "layers")
+    outputs = dict(zip(unique, OpenVinoRuntime(model, batch=None).run(pictures), strict=True))
+    return {path: outputs[name] for path, name in last_of.items()}
 
 
 def _script_layers(path: Path, reference: Mapping[str, Layer]) -> dict[str, Floats]:
@@ -133,7 +135,8 @@ def _script_layers(path: Path, reference: Mapping[str, Layer]) -> dict[str, Floa
     outputs = {}
     with torch.no_grad():
         for name, layer in reference.items():
-            if name in modules:
+            # Tracing leaves nothing of an identity but its name.
+            if name in modules and modules[name].original_name != "Identity":
                 outputs[name] = modules[name](*layer.inputs).numpy().copy()
     return outputs
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import onnx
-import onnxruntime
 import openvino
 
 os.environ.setdefault("NNCF_CI", "1")  # NNCF reports its use to its makers otherwise
@@ -19,6 +18,7 @@ from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParame
 from detector.errors import InputError
 from detector.runtime import Pixels, Runtime, run_in_batches, to_planes
 from detector.runtime.onnx_graph import INPUT_NAME
+from detector.runtime.onnxruntime_backend import OnnxRuntime
 from detector.structures import Floats
 
 MAX_CALIBRATION_PICTURES = 300
@@ -26,20 +26,19 @@ Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 Measure = Callable[[Runtime, Sequence[int]], float]
 
 
-class _Prepared:
-    """A runtime around a model that NNCF compiled."""
+class _Compiled:
+    """A runtime around an OpenVINO model that NNCF compiled."""
 
-    def __init__(self, prepared: openvino.CompiledModel | onnxruntime.InferenceSession) -> None:
-        self.name = "int8"
-        self._session = prepared
+    name = "int8"
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._compiled = compiled
 
     def run(self, images: Pixels) -> list[Floats]:
         return run_in_batches(self._run, images, 1)
 
     def _run(self, images: Pixels) -> list[Floats]:
-        if isinstance(self._session, onnxruntime.InferenceSession):
-            return list(self._session.run(None, {INPUT_NAME: to_planes(images)}))
-        outputs = self._session([to_planes(images)])
+        outputs = self._compiled([to_planes(images)])
         return [outputs[index].copy() for index in range(len(outputs))]
 
 
@@ -66,7 +65,11 @@ def quantize(
     pictures = pictures[:MAX_CALIBRATION_PICTURES]
 
     def validate(prepared: Any, indices: Iterable[int]) -> tuple[float, None]:
-        return measure(_Prepared(prepared), [int(index) for index in indices]), None
+        if isinstance(prepared, onnx.ModelProto):
+            runtime: Runtime = OnnxRuntime(prepared.SerializeToString(), batch=1)
+        else:
+            runtime = _Compiled(prepared)
+        return measure(runtime, [int(index) for index in indices]), None
 
     def to_input(picture: Pixels) -> Any:
         planes = to_planes(picture[None])

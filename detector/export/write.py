@@ -27,7 +27,7 @@ from detector.darknet import load_darknet
 from detector.darknet.export import export_detector as to_cfg
 from detector.errors import InputError
 from detector.export.layers import first_difference, run_export_layers, run_layers
-from detector.export.verify import TOLERANCES, Agreement, compare, compare_detections
+from detector.export.verify import TOLERANCES, Agreement, Tolerances, compare, compare_detections
 from detector.load import LoadedDetector, LoadedExport
 from detector.models.layers import fold_batchnorm
 from detector.predict import Predictor
@@ -125,7 +125,7 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
     with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}.") as folder:
         trial = Path(folder) / request.out.name
         notes = _convert(loaded, record, evidence, trial)
-        agreement = _compare(loaded, record, evidence, trial)
+        agreement = _compare(loaded, record, evidence, trial, allowed)
         measured = {**agreement.as_dict(), **notes}
         complaints = agreement.complaints(allowed, only_losses=request.precision == "int8")
         if complaints:
@@ -243,13 +243,15 @@ def _budget(record: ExportRecord, evidence: Evidence) -> tuple[Pixels, int, Meas
     return evidence.pictures, evidence.num_images, evidence.measure, record.gate["tolerances"]["ap50"]
 
 
-def _compare(loaded: LoadedDetector, record: ExportRecord, evidence: Evidence, trial: Path) -> Agreement:
+def _compare(
+    loaded: LoadedDetector, record: ExportRecord, evidence: Evidence, trial: Path, allowed: Tolerances
+) -> Agreement:
     """Runs the network and the file that was written on the same pictures."""
     reference, candidate = TorchRuntime(loaded.network), _open(trial, record)
     pictures = evidence.pictures[:MAX_COMPARED_PICTURES]
     if record.suppression is not None:
-        return _compare_boxes(reference, candidate, record, pictures)
-    agreement = compare(reference, candidate, pictures, record.decoder)
+        return _compare_boxes(reference, candidate, record, pictures, allowed)
+    agreement = compare(reference, candidate, pictures, record.decoder, allowed)
     if evidence.measure is None:
         return agreement
     images = range(evidence.num_images)
@@ -263,7 +265,9 @@ def _open(trial: Path, record: ExportRecord) -> Runtime:
     return open_runtime(LoadedExport(trial, record))
 
 
-def _compare_boxes(reference: Runtime, candidate: Runtime, record: ExportRecord, pictures: Pixels) -> Agreement:
+def _compare_boxes(
+    reference: Runtime, candidate: Runtime, record: ExportRecord, pictures: Pixels, allowed: Tolerances
+) -> Agreement:
     """For graphs that end in boxes, with the thresholds that are part of them."""
     assert record.suppression is not None
     found = []
@@ -277,7 +281,7 @@ def _compare_boxes(reference: Runtime, candidate: Runtime, record: ExportRecord,
             **vars(record.suppression),
         )
         found.append([predictor.predict(picture) for picture in pictures])
-    return compare_detections(list(zip(*found, strict=True)))
+    return compare_detections(list(zip(*found, strict=True)), allowed)
 
 
 def _refuse(

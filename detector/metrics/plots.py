@@ -96,6 +96,24 @@ def plot_curves(
     figure.savefig(target, format="svg", metadata={"Date": None})
 
 
+def plot_trade_off(target: Path | BinaryIO, points: Mapping[str, tuple[float, float]]) -> None:
+    """AP50 over latency, one named point for each way to run a model, as PNG.
+
+    Args:
+        target: file of the PNG.
+        points: by name: milliseconds, AP50 as a fraction.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (milliseconds, ap50) in points.items():
+        axes.scatter(milliseconds, ap50)
+        axes.annotate(name, (milliseconds, ap50), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set(xlabel="latency of one picture, ms (median)", ylabel="AP50", title="Latency and AP50")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    figure.savefig(target, format="png")
+
+
 def plot_bars(
     target: Path | BinaryIO, names: Sequence[str], bars: Mapping[str, Sequence[float]], *, title: str, ylabel: str
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from detector.analysis.complexity import measure_complexity, total_complexity
+from detector.analysis.peak import matrix_product_gflops
 from detector.build import build_network
 from detector.config import ExperimentConfig
 from detector.data.collate import collate
@@ -30,7 +31,6 @@ from detector.engine.step import TrainingStep, build_loss
 from detector.errors import InputError
 from detector.structures import Batch
 
-_PEAK_SIDE = 4096
 _TRAINING_COST = 3
 """A step computes the forward pass once and its cost twice again for the gradients."""
 
@@ -94,7 +94,7 @@ def training_table(config: ExperimentConfig, *, rounds: int) -> dict[str, Any]:
     peak = 0.0
     with _steps_in_a_process(config, plain=True) as fp32, _steps_in_a_process(config, plain=False) as ours:
         for number in range(rounds + 2):
-            peak = max(peak, _matrix_product_gflops(torch.bfloat16))
+            peak = max(peak, matrix_product_gflops(torch.bfloat16))
             for name, run_step in (("fp32", fp32), ("ours", ours)):
                 elapsed = run_step()
                 if number >= 2:
@@ -211,18 +211,6 @@ def random_batch(config: ExperimentConfig, objects: int = 15) -> Batch:
         labels=list(labels),
         image_ids=list(range(count)),
     )
-
-
-def _matrix_product_gflops(dtype: torch.dtype) -> float:
-    """What one large product of square matrices achieves on this machine."""
-    left, right = (torch.ones(_PEAK_SIDE, _PEAK_SIDE, dtype=dtype) for _ in range(2))
-    torch.mm(left, right)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - started)
-    return 2 * _PEAK_SIDE**3 / min(seconds) / 1e9
 
 
 def _forward_gflop(config: ExperimentConfig) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detector.config import ExperimentConfig
-from detector.engine.benchmark import loader_table, loader_text, random_batch, training_table, training_text
+from detector.engine.benchmark_training import loader_table, loader_text, random_batch, training_table, training_text
 from detector.engine.train import open_split
 from detector.errors import InputError
 

@@ -1,0 +1,258 @@
+"""Detections in many pictures, into one file: batched, resumable, and bad files cost nothing but themselves.
+
+While a run goes on, every finished picture is one line of JSON in OUT.partial. A run that was killed reads it and goes
+on behind the last whole line; at the end it becomes OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.errors import InputError
+from detector.structures import Detections, Image
+
+FORMATS = (".json", ".jsonl")
+READ_AHEAD_BATCHES = 2
+
+Predict = Callable[[Sequence[Image]], list[Detections]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes:
+        images: with a result, those of an interrupted run included.
+        resumed: of them, how many were there already.
+        failed: file and reason of those that could not be read.
+        detections: in all images.
+    """
+
+    images: int
+    resumed: int
+    failed: tuple[tuple[str, str], ...]
+    detections: int
+
+
+def find_pictures(source: str) -> list[Path]:
+    """The picture files of a folder and its subfolders, of a text file with one path a line, or one picture.
+
+    Raises:
+        InputError: there is nothing like that, or no picture in it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        pictures = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
+    elif path.suffix == ".txt" and path.is_file():
+        pictures = [Path(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    elif path.is_file():
+        pictures = [path]
+    else:
+        raise InputError(f"{source}: no such picture, folder or list of pictures")
+    if not pictures:
+        raise InputError(f"{source}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return list(dict.fromkeys(pictures))
+
+
+def predict_many(
+    pictures: Sequence[Path],
+    out: Path,
+    predict: Predict,
+    class_names: Sequence[str],
+    *,
+    settings: dict[str, Any],
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Report:
+    """Runs over pictures and writes OUT: COCO JSON (.json), or one line of JSON for each picture (.jsonl).
+
+    Args:
+        pictures: files; each once.
+        out: file to write.
+        predict: detections of some pictures, in their pixels.
+        class_names: in the order of the labels.
+        settings: what the detections depend on (weights, thresholds); an interrupted run with others is not continued.
+        batch_size: pictures of one call of `predict`.
+        progress: show a bar on stderr.
+
+    Raises:
+        InputError: OUT exists or has another ending, or what is left of an earlier run does not fit.
+    """
+    if out.suffix not in FORMATS:
+        raise InputError(f"--out {out}: expected a name that ends in .json (COCO) or .jsonl (a line for each picture)")
+    if out.exists():
+        raise InputError(f"--out {out}: exists already; move it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    done = _open_partial(partial, settings)
+    waiting = [path for path in pictures if str(path) not in done]
+    bar = tqdm(total=len(pictures), initial=len(done), desc="predict", unit="img", disable=not progress)
+    with partial.open("ab") as record, bar, ThreadPoolExecutor(max_workers=2) as readers:
+        for batch in _read_ahead(waiting, readers, batch_size):
+            for line in _predict_batch(batch, predict, class_names):
+                record.write(json.dumps(line).encode() + b"\n")
+            record.flush()
+            bar.update(len(batch))
+    report = _finish(partial, out, class_names, resumed=len(done))
+    partial.unlink()
+    return report
+
+
+def _read_ahead(
+    paths: Sequence[Path], readers: ThreadPoolExecutor, batch_size: int
+) -> Iterator[list[tuple[Path, Future[Image]]]]:
+    """Batches of pictures that are being read while the one before is looked at."""
+    ahead: list[list[tuple[Path, Future[Image]]]] = []
+    remaining = iter(paths)
+    while True:
+        while len(ahead) < READ_AHEAD_BATCHES:
+            batch = [(path, readers.submit(read_image, path)) for path in islice(remaining, batch_size)]
+            if not batch:
+                break
+            ahead.append(batch)
+        if not ahead:
+            return
+        yield ahead.pop(0)
+
+
+def _predict_batch(
+    batch: list[tuple[Path, Future[Image]]], predict: Predict, class_names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """A line for each picture of a batch, in its order."""
+    lines: list[dict[str, Any]] = []
+    images: list[Image] = []
+    for path, reading in batch:
+        try:
+            image = reading.result()
+        except (InputError, OSError) as error:
+            lines.append({"image": str(path), "error": str(error)})
+            continue
+        lines.append({"image": str(path), "height": image.shape[0], "width": image.shape[1]})
+        images.append(image)
+    found = iter(predict(images) if images else [])
+    for line in lines:
+        if "error" not in line:
+            line["detections"] = to_rows(next(found), class_names)
+        yield line
+
+
+def to_rows(detections: Detections, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Detections as plain values."""
+    rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    return [{"box_xyxy": box, "score": score, "class": class_names[label]} for box, score, label in rows]
+
+
+def _open_partial(partial: Path, settings: dict[str, Any]) -> set[str]:
+    """Starts the record of a run, or cuts a half-written line off that of an interrupted one; returns what is done.
+
+    Raises:
+        InputError: the record is of a run with other settings.
+    """
+    if not partial.exists():
+        partial.write_bytes(json.dumps({"settings": settings}).encode() + b"\n")
+        return set()
+    with partial.open("r+b") as record:
+        end = _end_of_whole_lines(record)
+        record.truncate(end)
+    lines = _lines(partial)
+    header = next(lines, {})
+    if header.get("settings") != json.loads(json.dumps(settings)):
+        raise InputError(f"{partial}: is of a run with another model or other settings; remove it to start anew")
+    return {line["image"] for line in lines}
+
+
+def _end_of_whole_lines(record: BinaryIO) -> int:
+    """Where the last whole line ends."""
+    end = 0
+    for line in record:
+        if line.endswith(b"\n"):
+            end += len(line)
+    return end
+
+
+def _lines(partial: Path) -> Iterator[dict[str, Any]]:
+    with partial.open("rb") as record:
+        for line in record:
+            yield json.loads(line)
+
+
+def _finish(partial: Path, out: Path, class_names: Sequence[str], *, resumed: int) -> Report:
+    """Turns the record into OUT, line by line, so that memory does not grow with the number of pictures."""
+    trial = out.with_name(f".{out.name}.tmp")
+    with trial.open("w", encoding="utf-8") as file:
+        if out.suffix == ".jsonl":
+            for line in islice(_lines(partial), 1, None):
+                file.write(json.dumps(line) + "\n")
+        else:
+            _write_coco(partial, file.write, class_names)
+        file.flush()
+        os.fsync(file.fileno())
+    trial.replace(out)
+    failed, images, detections = [], 0, 0
+    for line in islice(_lines(partial), 1, None):
+        if "error" in line:
+            failed.append((line["image"], line["error"]))
+        else:
+            images += 1
+            detections += len(line["detections"])
+    return Report(images, resumed, tuple(failed), detections)
+
+
+def _write_coco(partial: Path, write: Callable[[str], Any], class_names: Sequence[str]) -> None:
+    """COCO's layout: images, categories (from 1), annotations with bbox x, y, width, height, and a score each.
+
+    What could not be read stands under `errors`, which COCO's readers ignore.
+    """
+    categories = {name: number for number, name in enumerate(class_names, start=1)}
+
+    def write_list(key: str, items: Iterator[dict[str, Any]], end: str) -> None:
+        write(f"{json.dumps(key)}: [")
+        for number, item in enumerate(items):
+            write(("," if number else "") + "\n" + json.dumps(item))
+        write(f"\n]{end}\n")
+
+    def read() -> Iterator[tuple[int, dict[str, Any]]]:
+        lines = (line for line in islice(_lines(partial), 1, None) if "error" not in line)
+        return enumerate(lines, start=1)
+
+    def images() -> Iterator[dict[str, Any]]:
+        for number, line in read():
+            yield {"id": number, "file_name": line["image"], "height": line["height"], "width": line["width"]}
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        count = 0
+        for number, line in read():
+            for row in line["detections"]:
+                x1, y1, x2, y2 = row["box_xyxy"]
+                count += 1
+                yield {
+                    "id": count,
+                    "image_id": number,
+                    "category_id": categories[row["class"]],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                    "score": row["score"],
+                }
+
+    def errors() -> Iterator[dict[str, Any]]:
+        for line in islice(_lines(partial), 1, None):
+            if "error" in line:
+                yield {"file_name": line["image"], "error": line["error"]}
+
+    write("{\n")
+    write_list("images", images(), ",")
+    write_list("categories", ({"id": number, "name": name} for name, number in categories.items()), ",")
+    write_list("annotations", annotations(), ",")
+    write_list("errors", errors(), "")
+    write("}\n")

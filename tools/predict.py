@@ -1,0 +1,95 @@
+"""Detects in many or large pictures and writes one file. A run that was killed goes on with the same command.
+
+Examples:
+    python tools/predict.py pictures/ --out results.json
+    python tools/predict.py pictures/ --out results.jsonl --weights weights/mine/best.safetensors --backend auto
+    python tools/predict.py aerial.png --out results.json --tile 640 --overlap 0.2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detector.cli import Parser, print_json, run, say
+from detector.errors import InputError
+
+if TYPE_CHECKING:
+    from detector.structures import Detections, Image
+
+SHOWN_FAILURES = 5
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", help="folder (with its subfolders), picture, or .txt with one path a line")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="COCO JSON (.json), or a line for each picture (.jsonl)"
+    )
+    parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
+    parser.add_argument("--weights", help="weights or exported file")
+    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
+    parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at tiles of this side, and at the whole")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="of neighbouring tiles, share of a side (default 0.2)"
+    )
+    parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.score_threshold <= 1:
+        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
+    if options.batch < 1:
+        raise InputError(f"--batch: expected at least 1, got {options.batch}")
+
+    from detector.load import find_model
+    from detector.many import find_pictures, predict_many
+    from detector.predict import Predictor
+    from detector.tiles import predict_tiled, tile_windows
+
+    if options.tile is not None:
+        tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
+    pictures = find_pictures(options.source)
+    loaded = find_model(options.model, options.weights, options.names)
+    predictor = Predictor.from_loaded(loaded, backend=options.backend, score_threshold=options.score_threshold)
+    say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} pictures")
+
+    def predict(images: Sequence[Image]) -> list[Detections]:
+        if options.tile is None:
+            return predictor.predict_batch(images)
+        return [predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap) for image in images]
+
+    settings = {
+        "weights": loaded.path.name,
+        "bytes": loaded.path.stat().st_size,
+        "backend": predictor.runtime.name,
+        "score_threshold": options.score_threshold,
+        "tile": options.tile,
+        "overlap": options.overlap if options.tile else None,
+    }
+    report = predict_many(
+        pictures,
+        options.out,
+        predict,
+        predictor.class_names,
+        settings=settings,
+        batch_size=options.batch,
+        progress=not options.json,
+    )
+    for name, reason in report.failed[:SHOWN_FAILURES]:
+        say(f"skipped {name}: {reason}")
+    if len(report.failed) > SHOWN_FAILURES:
+        say(f"skipped {len(report.failed) - SHOWN_FAILURES} more; {options.out} names them all")
+    if options.json:
+        print_json({**vars(report), "out": str(options.out)})
+    else:
+        resumed = f" ({report.resumed} from an interrupted run)" if report.resumed else ""
+        skipped = f"{report.detections} detections, {len(report.failed)} pictures skipped"
+        print(f"{report.images} images{resumed}, {skipped}; {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
