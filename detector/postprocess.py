@@ -8,12 +8,12 @@ Legend: B images, A anchors of a scale, C classes, h, w rows and columns, K cand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torchvision.ops import nms
 
 from detector.boxes import pairwise_distance_iou
@@ -22,6 +22,8 @@ from detector.structures import Detections, Floats, Ints
 MAX_CANDIDATES = 10_000
 PLACES_PER_SCALE = 1 << 32
 DARKNET_MIN_SCORE = 0.005
+FEW_CANDIDATES = 1000
+"""Up to so many, one suppression of all classes is quicker than one for each class."""
 LARGEST_EXPONENT = 88.0
 """exp of more overflows in float32."""
 
@@ -112,28 +114,45 @@ def postprocess(
 def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshold: float) -> Candidates:
     """What scores above the threshold, before any suppression.
 
-    Objectness first: a score can never exceed it, so most places are dropped before anything else is computed.
+    Objectness first: a score can never exceed it, so most places are dropped before anything else is computed. What is
+    left of all scales is decoded together; `scale` tells where each place comes from.
     """
-    parts = [_promising(raw_map, decoder, scale, score_threshold) for scale, raw_map in enumerate(raw_maps)]
-    codes, where, cells, anchors_wh, strides, scale_xy = (np.concatenate(column) for column in zip(*parts, strict=True))
-    if not decoder.new_coords:
-        codes[:, :2] = sigmoid(codes[:, :2])
-        codes[:, 2:4] = np.exp(np.minimum(codes[:, 2:4], LARGEST_EXPONENT))
-        codes[:, 4:] = sigmoid(codes[:, 4:])
-    else:
-        codes[:, 2:4] = np.square(2 * codes[:, 2:4])
-    scores = codes[:, 5:] * codes[:, 4:5]  # (K', C)
+    # A hair below the threshold: the exact comparison follows, on scores.
+    lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
+    parts = [
+        _promising(raw_map, len(anchors_wh), lowest)
+        for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True)
+    ]
+    codes = np.concatenate([codes for codes, _ in parts])  # (K', 5 + C)
+    flat = np.concatenate([flat for _, flat in parts])  # (K',), counted over (B, A, h, w) of its scale
+    scale = np.repeat(np.arange(len(parts)), [len(flat) for _, flat in parts])
+    activate = sigmoid if not decoder.new_coords else np.positive
+    scores = activate(codes[:, 5:]) * activate(codes[:, 4:5])  # (K', C)
     row, label = np.nonzero(scores > score_threshold)  # (K,)
-    centre = (codes[row, :2] * scale_xy[row] - (scale_xy[row] - 1) / 2 + cells[row]) * strides[row]
-    half = codes[row, 2:4] * anchors_wh[row] / 2
-    where = where[row]
+    flat, scale, codes = flat[row], scale[row], codes[row, :4]
+
+    widths = np.array([raw_map.shape[3] for raw_map in raw_maps])[scale]
+    cells = np.array([raw_map.shape[2] * raw_map.shape[3] for raw_map in raw_maps])[scale]
+    counts = np.array([len(anchors) for anchors in decoder.anchors_wh])
+    plane, cell = np.divmod(flat, cells)
+    image, anchor = np.divmod(plane, counts[scale])
+    anchor += (np.cumsum(counts) - counts)[scale]  # counted over the scales
+    corner = np.stack((cell % widths, cell // widths), axis=1).astype(np.float32)  # column, row
+    scale_xy = np.array(decoder.scale_xy, np.float32)[scale, None]
+    stride = np.array(decoder.strides, np.float32)[scale, None]
+    centre = (activate(codes[:, :2]) * scale_xy - (scale_xy - 1) / 2 + corner) * stride
+    if decoder.new_coords:
+        growth = np.square(2 * codes[:, 2:])
+    else:
+        growth = np.exp(np.minimum(codes[:, 2:], np.float32(LARGEST_EXPONENT)))
+    half = growth * np.concatenate(decoder.anchors_wh)[anchor] / 2
     return Candidates(
-        image=where[:, 0],
+        image=image,
         boxes_xyxy=np.concatenate((centre - half, centre + half), axis=1),
         scores=scores[row, label],
         labels=label,
-        places=where[:, 1],
-        anchors=where[:, 2],
+        places=flat + scale * PLACES_PER_SCALE,
+        anchors=anchor,
     )
 
 
@@ -143,42 +162,29 @@ def sigmoid(values: Floats) -> Floats:
     return np.float32(1) / (growth + np.float32(1))
 
 
-def _promising(
-    raw_map: Floats, decoder: Decoder, scale: int, score_threshold: float
-) -> tuple[NDArray[np.generic], ...]:
-    """The places of one scale whose objectness is above the threshold, K' of them.
-
-    Returns:
-        codes (K', 5 + C); image, key of the place, number of the anchor (K', 3); and, for each, what it takes to
-        decode it: column and row (K', 2), anchor (K', 2), stride (K', 1), scale_xy (K', 1).
-    """
-    anchors_wh = decoder.anchors_wh[scale]
-    batch, _, height, width = raw_map.shape
-    raw = raw_map.reshape(batch, len(anchors_wh), -1, height, width)  # (B, A, 5 + C, h, w)
-    # A hair below the threshold's logit: the exact comparison follows, on scores.
-    lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
-    image, anchor, row, column = np.nonzero(raw[:, :, 4] > lowest)  # (K',)
-    key = (image * len(anchors_wh) + anchor) * (height * width) + row * width + column + scale * PLACES_PER_SCALE
-    number = anchor + sum(len(anchors) for anchors in decoder.anchors_wh[:scale])
-    count = len(image)
-    return (
-        raw[image, anchor, :, row, column],
-        np.stack((image, key, number), axis=1),
-        np.stack((column, row), axis=1).astype(np.float32),
-        anchors_wh[anchor],
-        np.full((count, 1), decoder.strides[scale], np.float32),
-        np.full((count, 1), decoder.scale_xy[scale], np.float32),
-    )
+def _promising(raw_map: Floats, num_anchors: int, lowest: float) -> tuple[Floats, Ints]:
+    """The places of one scale whose objectness is above `lowest`, K' of them: codes (K', 5 + C), flat indices (K',)."""
+    batch, channels, height, width = raw_map.shape
+    raw = raw_map.reshape(batch * num_anchors, channels // num_anchors, height * width)
+    flat = np.flatnonzero(raw[:, 4] > lowest)
+    plane, cell = np.divmod(flat, height * width)
+    return raw[plane, :, cell], flat
 
 
 def _logit(probability: float) -> float:
     """log(p / (1 - p)), -inf at 0, inf at 1."""
-    with np.errstate(divide="ignore"):
-        return float(np.log(probability) - np.log1p(-probability))
+    if 0 < probability < 1:
+        return math.log(probability / (1 - probability))
+    return -math.inf if probability <= 0 else math.inf
 
 
 def _suppress(boxes: Floats, scores: Floats, labels: Ints, threshold: float, beta: float | None) -> Ints:
     """Row numbers (K',) of the boxes that stay, best first; each class by itself. The rows come best first."""
+    if beta is None and len(labels) <= FEW_CANDIDATES:
+        # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact.
+        shift = labels * (2.0 * np.abs(boxes).max(initial=0) + 1)
+        apart = torch.from_numpy(boxes + shift[:, None])
+        return np.sort(nms(apart, torch.from_numpy(scores.astype(np.float64)), threshold).numpy())
     stays = np.zeros(len(labels), bool)
     for label in set(labels.tolist()):
         mine = np.flatnonzero(labels == label)
