@@ -18,10 +18,7 @@ from detector.config import AugmentConfig
 from detector.structures import Floats, Image, Letterbox, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
-_num_threads = cv2.getNumThreads()
 import albumentations as A
-
-cv2.setNumThreads(_num_threads)  # it turns OpenCV's threads off for everybody; loader processes do so themselves
 
 GREY = 128
 MIN_VISIBLE_SHARE = 0.1
