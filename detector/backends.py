@@ -104,8 +104,7 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
     from detector.runtime.torch_backend import TorchRuntime
 
     if backend.startswith("torch"):
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
         return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
     from detector.runtime.onnx_graph import to_onnx
 

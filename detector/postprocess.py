@@ -20,7 +20,8 @@ from detector.boxes import pairwise_distance_iou
 from detector.structures import Detections, Floats, Ints
 
 MAX_CANDIDATES = 10_000
-PLACES_PER_SCALE = 1 << 32
+MAX_SIDE = 1 << 16
+"""More rows and columns than any map has."""
 DARKNET_MIN_SCORE = 0.005
 FEW_CANDIDATES = 1000
 """Up to so many, one suppression of all classes is quicker than one for each class."""
@@ -124,20 +125,16 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
         for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True)
     ]
     codes = np.concatenate([codes for codes, _ in parts])  # (K', 5 + C)
-    flat = np.concatenate([flat for _, flat in parts])  # (K',), counted over (B, A, h, w) of its scale
-    scale = np.repeat(np.arange(len(parts)), [len(flat) for _, flat in parts])
+    where = np.concatenate([where for _, where in parts], axis=1)  # image, anchor, row, column: (4, K')
+    scale = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
     activate = sigmoid if not decoder.new_coords else np.positive
     scores = activate(codes[:, 5:]) * activate(codes[:, 4:5])  # (K', C)
-    row, label = np.nonzero(scores > score_threshold)  # (K,)
-    flat, scale, codes = flat[row], scale[row], codes[row, :4]
+    place, label = np.nonzero(scores > score_threshold)  # (K,)
+    (image, anchor, row, column), scale, codes = where[:, place], scale[place], codes[place, :4]
 
-    widths = np.array([raw_map.shape[3] for raw_map in raw_maps])[scale]
-    cells = np.array([raw_map.shape[2] * raw_map.shape[3] for raw_map in raw_maps])[scale]
     counts = np.array([len(anchors) for anchors in decoder.anchors_wh])
-    plane, cell = np.divmod(flat, cells)
-    image, anchor = np.divmod(plane, counts[scale])
-    anchor += (np.cumsum(counts) - counts)[scale]  # counted over the scales
-    corner = np.stack((cell % widths, cell // widths), axis=1).astype(np.float32)  # column, row
+    number = anchor + (np.cumsum(counts) - counts)[scale]  # of the anchor, counted over the scales
+    corner = np.stack((column, row), axis=1).astype(np.float32)
     scale_xy = np.array(decoder.scale_xy, np.float32)[scale, None]
     stride = np.array(decoder.strides, np.float32)[scale, None]
     centre = (activate(codes[:, :2]) * scale_xy - (scale_xy - 1) / 2 + corner) * stride
@@ -145,14 +142,14 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
         growth = np.square(2 * codes[:, 2:])
     else:
         growth = np.exp(np.minimum(codes[:, 2:], np.float32(LARGEST_EXPONENT)))
-    half = growth * np.concatenate(decoder.anchors_wh)[anchor] / 2
+    half = growth * np.concatenate(decoder.anchors_wh)[number] / 2
     return Candidates(
         image=image,
         boxes_xyxy=np.concatenate((centre - half, centre + half), axis=1),
-        scores=scores[row, label],
+        scores=scores[place, label],
         labels=label,
-        places=flat + scale * PLACES_PER_SCALE,
-        anchors=anchor,
+        places=((image * counts.sum() + number) * MAX_SIDE + row) * MAX_SIDE + column,
+        anchors=number,
     )
 
 
@@ -163,12 +160,15 @@ def sigmoid(values: Floats) -> Floats:
 
 
 def _promising(raw_map: Floats, num_anchors: int, lowest: float) -> tuple[Floats, Ints]:
-    """The places of one scale whose objectness is above `lowest`, K' of them: codes (K', 5 + C), flat indices (K',)."""
+    """The places of one scale whose objectness is above `lowest`, K' of them, whatever the map's order in memory.
+
+    Returns:
+        codes (K', 5 + C); image, anchor, row, column (4, K').
+    """
     batch, channels, height, width = raw_map.shape
-    raw = raw_map.reshape(batch * num_anchors, channels // num_anchors, height * width)
-    flat = np.flatnonzero(raw[:, 4] > lowest)
-    plane, cell = np.divmod(flat, height * width)
-    return raw[plane, :, cell], flat
+    raw = raw_map.reshape(batch, num_anchors, channels // num_anchors, height, width)  # a view
+    image, anchor, row, column = where = np.nonzero(raw[:, :, 4] > lowest)
+    return raw[image, anchor, :, row, column], np.array(where)
 
 
 def _logit(probability: float) -> float:

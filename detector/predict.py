@@ -85,10 +85,15 @@ class Predictor:
         nms_threshold: float = 0.45,
         max_detections: int = 100,
         device: str = "cpu",
+        streams: int = 1,
     ) -> Predictor:
-        """A predictor for what `detector.load.find_model` found. Arguments and errors as above."""
+        """A predictor for what `detector.load.find_model` found.
+
+        Arguments and errors as above; with OpenVINO `streams` pictures are computed side by side when as many threads
+        call it, which takes longer for each and less for all.
+        """
         return cls.from_runtime(
-            open_runtime(loaded, backend, device=device),
+            open_runtime(loaded, backend, device=device, streams=streams),
             decoder=loaded.decoder,
             preprocess=loaded.preprocess,
             class_names=loaded.class_names,

@@ -14,9 +14,8 @@ from detector.backends import measure_backends, open_runtime, quickest_backend
 from detector.errors import InputError
 from detector.load import LoadedDetector, load_detector
 from detector.predict import Predictor
-from detector.runtime import BACKENDS, run_in_batches, to_planes
-from detector.runtime.threads import usable_cpus
-from detector.structures import Floats, Image
+from detector.runtime import BACKENDS
+from detector.structures import Image
 
 needs_bf16 = pytest.mark.skipif(not backends.computes_in_bf16(), reason="the processor does not compute in bfloat16")
 ALL = [pytest.param(name, marks=needs_bf16 if name.endswith("bf16") else ()) for name in BACKENDS]
@@ -99,46 +98,3 @@ def test_backends_are_measured_in_turns(loaded: LoadedDetector) -> None:
     table = measure_backends(loaded, ["torch", "no such backend"], rounds=2)
     assert list(table) == ["torch"]
     assert table["torch"] > 0
-
-
-def test_a_fixed_batch_is_filled_up_and_cut_off() -> None:
-    sizes = []
-
-    def run(images: Image) -> list[Floats]:
-        sizes.append(len(images))
-        return [images.mean(axis=(1, 2, 3), dtype=np.float32)]
-
-    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    (output,) = run_in_batches(run, images, 2)
-    assert output.tolist() == [0, 1, 2, 3, 4]
-    assert sizes == [2, 2, 2]
-    assert run_in_batches(run, images, None)[0].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_planes_are_contiguous_and_scaled() -> None:
-    planes = to_planes(np.array([[[[0, 51, 255]]]], np.uint8))
-    assert planes[0, :, 0, 0].tolist() == pytest.approx([0, 0.2, 1])
-    assert planes.flags["C_CONTIGUOUS"]
-    assert planes.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "150000 100000"}, 1),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_the_quota_of_the_cgroup_limits_the_threads(
-    tmp_path: Path, files: dict[str, str], expected: int | None
-) -> None:
-    everything = usable_cpus(tmp_path / "none")
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n")
-    assert usable_cpus(tmp_path) == (expected or everything)

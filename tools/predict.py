@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,19 +48,28 @@ def main(arguments: list[str]) -> int:
     from detector.load import find_model
     from detector.many import find_pictures, predict_many
     from detector.predict import Predictor
+    from detector.runtime.threads import usable_cpus
     from detector.tiles import predict_tiled, tile_windows
 
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
     pictures = find_pictures(options.source)
     loaded = find_model(options.model, options.weights, options.names)
-    predictor = Predictor.from_loaded(loaded, backend=options.backend, score_threshold=options.score_threshold)
+    num_cpus = usable_cpus()
+    predictor = Predictor.from_loaded(
+        loaded, backend=options.backend, score_threshold=options.score_threshold, streams=num_cpus
+    )
     say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} pictures")
 
-    def predict(images: Sequence[Image]) -> list[Detections]:
+    def predict_one(image: Image) -> Detections:
         if options.tile is None:
-            return predictor.predict_batch(images)
-        return [predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap) for image in images]
+            return predictor.predict(image)
+        return predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap)
+
+    def predict(images: Sequence[Image]) -> list[Detections]:
+        if predictor.runtime.name.startswith("openvino"):  # is quicker with several pictures side by side
+            return list(threads.map(predict_one, images))
+        return predictor.predict_batch(images) if options.tile is None else [predict_one(image) for image in images]
 
     settings = {
         "weights": loaded.path.name,
@@ -69,15 +79,16 @@ def main(arguments: list[str]) -> int:
         "tile": options.tile,
         "overlap": options.overlap if options.tile else None,
     }
-    report = predict_many(
-        pictures,
-        options.out,
-        predict,
-        predictor.class_names,
-        settings=settings,
-        batch_size=options.batch,
-        progress=not options.json,
-    )
+    with ThreadPoolExecutor(num_cpus) as threads:
+        report = predict_many(
+            pictures,
+            options.out,
+            predict,
+            predictor.class_names,
+            settings=settings,
+            batch_size=options.batch,
+            progress=not options.json,
+        )
     for name, reason in report.failed[:SHOWN_FAILURES]:
         say(f"skipped {name}: {reason}")
     if len(report.failed) > SHOWN_FAILURES:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -128,13 +127,24 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
         agreement = _compare(loaded, record, evidence, trial, allowed)
         measured = {**agreement.as_dict(), **notes}
         complaints = agreement.complaints(allowed, only_losses=request.precision == "int8")
+        if request.suppression is not None and not agreement.boxes:
+            complaints.append("not one box to compare; give --data with pictures that show objects")
         if complaints:
             _refuse(loaded, record, evidence, trial, request.out, measured, complaints)
         beside = {**json.loads(record.to_json()), "measured": measured, "files": hashes(Path(folder))}
         record_path(trial).write_text(json.dumps(beside, indent=2), encoding="utf-8")
-        written = [str(Path(shutil.move(path, request.out.parent))) for path in sorted(Path(folder).iterdir())]
+        written = _publish(Path(folder), request.out.parent)
     refusal_path(request.out).unlink(missing_ok=True)
     return {"written": written, "bytes": sum(Path(path).stat().st_size for path in written), **measured}
+
+
+def _publish(folder: Path, target: Path) -> list[str]:
+    """Moves all files of a folder. Raises: InputError: one of them (a .bin, .weights or .names) is there already."""
+    files = sorted(folder.iterdir())
+    for path in files:
+        if path.suffix != ".json" and (target / path.name).exists():
+            raise InputError(f"{target / path.name}: exists already; move it first, or choose another --out")
+    return [str(path.replace(target / path.name)) for path in files]
 
 
 def refusal_path(out: Path) -> Path:

@@ -54,8 +54,10 @@ class OpenVinoRuntime:
             properties.inference_num_threads(): threads or usable_cpus(),
             properties.num_streams(): streams,
         }
-        graph = _take_pixels(graph)
-        if bf16 and not _has_tiles():
+        blocked = bf16 and not _has_tiles()
+        self._channels_last = not blocked and all(len(output.partial_shape) == 4 for output in graph.outputs)
+        graph = _fit_memory(graph, channels_last=self._channels_last)
+        if blocked:
             graph = prefer_blocked_layout(graph)
         self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
 
@@ -67,7 +69,8 @@ class OpenVinoRuntime:
         if not hasattr(self._local, "request"):
             self._local.request = self.compiled.create_infer_request()
         outputs = self._local.request.infer([images], share_inputs=True, share_outputs=False)
-        return [outputs[index] for index in range(len(outputs))]
+        arrays = [outputs[index] for index in range(len(outputs))]
+        return [array.transpose(0, 3, 1, 2) for array in arrays] if self._channels_last else arrays
 
 
 def read_model(model: Path | bytes) -> openvino.Model:
@@ -86,9 +89,18 @@ def record_text(model: openvino.Model) -> str:
     return str(model.get_rt_info(path).value) if model.has_rt_info(path) else ""
 
 
-def _take_pixels(model: openvino.Model) -> openvino.Model:
-    """Makes uint8 (B, H, W, 3) the input instead of float32 (B, 3, H, W)."""
+def _fit_memory(model: openvino.Model, *, channels_last: bool) -> openvino.Model:
+    """Makes uint8 (B, H, W, 3) the input instead of float32 (B, 3, H, W).
+
+    Args:
+        model: is changed.
+        channels_last: give raw maps as (B, h, w, channels), as the kernels make them, which spares a copy.
+    """
     steps = PrePostProcessor(model)
+    if channels_last:
+        for index in range(len(model.outputs)):
+            steps.output(index).model().set_layout(openvino.Layout("NCHW"))
+            steps.output(index).tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
     steps.input().preprocess().convert_element_type(openvino.Type.f32).scale(255.0)
     steps.input().model().set_layout(openvino.Layout("NCHW"))

@@ -233,6 +233,19 @@ def test_what_makes_no_sense_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_boxes_cannot_be_compared_where_there_are_none(loaded: LoadedDetector, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not one box to compare; give --data"):
+        write(loaded, tmp_path, "onnx", suppression=Suppression(1.0, 0.5, 10))
+
+
+def test_files_of_others_are_not_overwritten(loaded: LoadedDetector, tmp_path: Path) -> None:
+    (tmp_path / "model.names").write_text("mine")
+    with pytest.raises(InputError, match=r"model\.names: exists already"):
+        write(loaded, tmp_path, "darknet")
+    assert (tmp_path / "model.names").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_tools_take_an_exported_file(
     trained_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

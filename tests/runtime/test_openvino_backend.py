@@ -1,0 +1,47 @@
+"""OpenVINO: what is done to a graph for speed changes no output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from detector.load import load_detector
+from detector.runtime import openvino_backend
+from detector.runtime.onnx_graph import to_onnx
+from detector.runtime.openvino_backend import OpenVinoRuntime, prefer_blocked_layout, read_model
+
+
+@pytest.fixture(scope="module")
+def graph(lively_weights: Path) -> bytes:
+    return to_onnx(load_detector(lively_weights).network, (96, 96)).SerializeToString()
+
+
+def test_the_wish_for_blocked_kernels_stands_at_every_convolution(graph: bytes, tmp_path: Path) -> None:
+    model = prefer_blocked_layout(read_model(graph))
+    openvino.serialize(model, str(tmp_path / "model.xml"))
+    text = (tmp_path / "model.xml").read_text()
+    assert text.count("primitives_priority") == text.count('type="Convolution"') == 137
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_layouts_change_no_output(graph: bytes, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
+    outputs = []
+    for tiles in (False, True):  # as on a processor without and with AMX: blocked kernels, or channels last
+        monkeypatch.setattr(openvino_backend, "_has_tiles", lambda tiles=tiles: tiles)
+        outputs.append(OpenVinoRuntime(graph, batch=1, bf16=bf16).run(images))
+    for one, other, cells in zip(*outputs, (12, 6, 3), strict=True):
+        assert one.shape == other.shape == (1, 24, cells, cells)
+        tolerance = 0.05 if bf16 else 1e-5
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * float(np.abs(one).max()))
+
+
+def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
+    from detector.errors import InputError
+
+    (tmp_path / "x.xml").write_text("<net>")
+    with pytest.raises(InputError, match=r"x\.xml: OpenVINO cannot open it"):
+        read_model(tmp_path / "x.xml")

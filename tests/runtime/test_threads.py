@@ -1,0 +1,37 @@
+"""The processors that a container grants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detector.runtime.threads import cpu_name, usable_cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu.max": "150000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_the_cgroup_limits_the_threads(
+    tmp_path: Path, files: dict[str, str], expected: int | None
+) -> None:
+    everything = usable_cpus(tmp_path / "none")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_cpus(tmp_path) == (expected or everything)
+
+
+def test_the_processor_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 9000\n")
+    assert cpu_name(tmp_path / "cpuinfo") == "Some CPU 9000"
+    assert isinstance(cpu_name(tmp_path / "none"), str)
