@@ -106,11 +106,8 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
     if backend.startswith("torch"):
         torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
         return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
-    from detector.runtime.onnx_graph import to_onnx
-
     height, width = loaded.preprocess.size_hw
-    graph = to_onnx(loaded.network, (height, width)).SerializeToString()
-    runtime = _open_graph(graph, backend, batch=1, threads=threads, streams=streams)
+    runtime = _open_graph(loaded.onnx, backend, batch=1, threads=threads, streams=streams)
     picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     expected = TorchRuntime(loaded.network).run(picture)
     difference = max(map(relative_difference, expected, runtime.run(picture)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class LoadedDetector:
     def decoder(self) -> Decoder:
         """How to read the raw maps."""
         return build_decoder(self.model, self.network)
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """The network as an ONNX graph for one picture, made once: it takes some seconds."""
+        from detector.runtime.onnx_graph import to_onnx
+
+        graph: bytes = to_onnx(self.network, self.preprocess.size_hw).SerializeToString()
+        return graph
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -76,16 +78,19 @@ def quantize(
         return planes if isinstance(model, openvino.Model) else {INPUT_NAME: planes}
 
     try:
-        quantized: Model = nncf.quantize_with_accuracy_control(
-            model,
-            nncf.Dataset(list(pictures), to_input),
-            nncf.Dataset(list(range(num_images))),
-            validate,
-            max_drop=max_drop,
-            preset=QuantizationPreset.MIXED,
-            subset_size=len(pictures),
-            advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(ranking_subset_size=num_images),
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars
+            quantized: Model = nncf.quantize_with_accuracy_control(
+                model,
+                nncf.Dataset(list(pictures), to_input),
+                nncf.Dataset(list(range(num_images))),
+                validate,
+                max_drop=max_drop,
+                preset=QuantizationPreset.MIXED,
+                subset_size=len(pictures),
+                advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
+                    ranking_subset_size=num_images
+                ),
+            )
     except RuntimeError as error:
         raise InputError(f"--precision int8: NNCF cannot quantize this network: {error}") from error
     names, kept = _convolutions(quantized)
