@@ -29,7 +29,7 @@ OF_FILE = {
     ".onnx": ("onnxruntime", "openvino", "openvino-bf16", "opencv"),
     ".xml": ("openvino", "openvino-bf16"),
 }
-"""Which backends open an exported file; the first is taken when none is named."""
+"""Which backends open an exported file."""
 MAP_TOLERANCE = {"torch": 1e-4, "onnxruntime": 1e-4, "openvino": 1e-4, "opencv": 1e-3, "openvino-bf16": 0.1}
 """Of raw maps, relative to the largest value. OpenCV sums some convolutions by Winograd's formula."""
 
@@ -71,10 +71,12 @@ def open_runtime(
 
 
 def possible_backends(loaded: Loaded) -> tuple[str, ...]:
-    """The names of the backends that can run this."""
+    """The names of the backends that can run this, the one to take when none is named first."""
     if isinstance(loaded, LoadedDetector):
         return BACKENDS
     names = OF_FILE[loaded.path.suffix]
+    if names[0] == "openvino" and loaded.record.precision == "int8" and computes_in_bf16():
+        return ("openvino-bf16", "openvino")  # what is not in INT8 is quicker so
     return names if loaded.record.suppression is None else tuple(name for name in names if name != "opencv")
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from detector.errors import InputError
@@ -65,6 +65,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="torch, torch-bf16, onnxruntime, openvino, openvino-bf16 or opencv; auto = the quickest on this machine "
         "(default: torch for weights, the library of its format for an exported file)",
     )
+
+
+def parse_size(sides: Sequence[int]) -> tuple[int, int]:
+    """Height and width from `--size HEIGHT [WIDTH]`. Raises: InputError: other than one or two multiples of 32."""
+    if not 1 <= len(sides) <= 2 or any(side < 32 or side % 32 for side in sides):
+        raise InputError(f"--size: expected one or two multiples of 32, got {' '.join(map(str, sides))}")
+    return sides[0], sides[-1]
 
 
 def print_json(content: Any) -> None:

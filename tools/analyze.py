@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, print_json, run
+from detector.cli import Parser, parse_size, print_json, run
 from detector.config import load_config
 from detector.errors import InputError
 
@@ -25,13 +25,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
     parser.add_argument("--json", action="store_true", help="totals and layers as JSON on stdout")
     options = parser.parse_args(arguments)
-    sides = options.size or []
     if options.classifier is not None and options.classifier < 1:
         raise InputError(f"--classifier: expected the number of classes, got {options.classifier}")
-    if len(sides) > 2 or any(side < 32 or side % 32 for side in sides):
-        raise InputError(f"--size: expected one or two multiples of 32, got {sides}")
     network, own_size, weights_bytes = build(options.model, options.classifier)
-    size_hw = (sides[0], sides[-1]) if sides else own_size
+    size_hw = parse_size(options.size) if options.size else own_size
 
     from detector.analysis.complexity import complexity_table, measure_complexity, total_complexity
 

@@ -11,10 +11,11 @@ Examples:
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, print_json, run, say
+from detector.cli import Parser, parse_size, print_json, run, say
 from detector.config import load_config
 from detector.errors import InputError
 
@@ -49,6 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precisions", default="fp32,bf16,int8", help="only these (default: %(default)s)")
     parser.add_argument("--data", help="measure AP50 as well; int8 is calibrated on its training split")
     parser.add_argument("--split", help="part of the data set to measure on (default: the config's data.val)")
+    parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
     parser.add_argument("--loader", action="store_true", help="milliseconds for reading and augmenting, by stage")
     parser.add_argument("--train", action="store_true", help="images per second of training steps, beside plain fp32")
@@ -69,12 +71,18 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
     from detector.config import parse_experiment_text
     from detector.data import open_dataset
     from detector.engine.benchmark_inference import PRECISIONS, inference_table, inference_text
+    from detector.load import LoadedExport
     from detector.metrics.plots import plot_trade_off
 
     precisions = options.precisions.split(",")
     if not set(precisions) <= set(PRECISIONS):
         raise InputError(f"--precisions: expected some of {', '.join(PRECISIONS)}, got {options.precisions}")
     loaded = find(options)
+    if options.size:
+        if isinstance(loaded, LoadedExport):
+            raise InputError(f"--size: {loaded.path} has a size of its own; name the weights that it was made of")
+        size_hw = parse_size(options.size)
+        loaded = replace(loaded, preprocess=replace(loaded.preprocess, size_hw=size_hw))
     dataset = calibration = None
     if options.data:
         stored = loaded.info.get("config")

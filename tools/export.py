@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, print_json, run, say
+from detector.cli import Parser, parse_size, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         to=options.to,
         out=options.out or loaded.path.with_suffix(ENDINGS[options.to]),
         precision=options.precision,
-        size_hw=tuple((options.size * 2)[:2]) if options.size else None,
+        size_hw=parse_size(options.size) if options.size else None,
         batch=None if options.dynamic and options.batch is None else options.batch or 1,
         dynamic=options.dynamic,
         suppression=suppression,
@@ -76,8 +76,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-drop", type=float, default=0.01, help="AP50 that int8 may cost (default: 0.01)")
     parser.add_argument("--json", action="store_true", help="the gate's report as JSON on stdout")
     options = parser.parse_args(arguments)
-    if options.size and (len(options.size) > 2 or any(side < 32 or side % 32 for side in options.size)):
-        raise InputError(f"--size: expected one or two multiples of 32, got {options.size}")
     if (options.batch or 1) < 1:
         raise InputError(f"--batch: expected at least 1, got {options.batch}")
     for name in ("score_threshold", "nms_threshold", "max_drop"):

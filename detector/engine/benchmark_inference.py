@@ -170,7 +170,8 @@ def _contestants(
             out = Path(folder) / "int8.xml"
             evidence = gather_evidence(loaded, data=calibration[0], split=calibration[1])
             export(loaded, Request("openvino", out, precision="int8"), evidence)
-            enter(load_export(out), "openvino", "int8")
+            quantized = load_export(out)
+            enter(quantized, possible_backends(quantized)[0], "int8")
         if not found:
             raise InputError(f"{loaded.path}: nothing of what was asked for can run it")
         yield found
