@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -17,7 +16,7 @@ import torch
 
 from detector.checkpoint import write_atomically
 from detector.errors import InputError
-from detector.load import Loaded, LoadedDetector, LoadedExport
+from detector.load import Loaded, LoadedDetector, LoadedExport, identity
 from detector.runtime import BACKENDS, Runtime, relative_difference
 from detector.runtime.threads import cpu_name, usable_cpus
 
@@ -32,6 +31,8 @@ OF_FILE = {
 """Which backends open an exported file."""
 MAP_TOLERANCE = {"torch": 1e-4, "onnxruntime": 1e-4, "openvino": 1e-4, "opencv": 1e-3, "openvino-bf16": 0.1}
 """Of raw maps, relative to the largest value. OpenCV sums some convolutions by Winograd's formula."""
+LOW_PRECISION_TOLERANCE = 0.3
+"""Of raw maps of files in fp16 or int8, between libraries."""
 
 
 def open_runtime(
@@ -55,7 +56,8 @@ def open_runtime(
         streams: for OpenVINO: pictures that are computed side by side, when as many threads call it.
 
     Raises:
-        InputError: the backend cannot open this, or does not agree with PyTorch.
+        InputError: the backend cannot open this, or does not agree with PyTorch (of an exported file: with the library
+            that ran when it was written).
     """
     possible = possible_backends(loaded)
     if backend == "auto":
@@ -66,7 +68,11 @@ def open_runtime(
     if device != "cpu" and not backend.startswith("torch"):
         raise InputError(f"--backend {backend}: runs on the CPU only, not on {device}")
     if isinstance(loaded, LoadedExport):
-        return _open_file(loaded, backend, threads, streams)
+        runtime = _open_file(loaded, backend, threads, streams)
+        if backend != possible[0] and loaded.record.suppression is None:  # the gate ran only the first
+            tolerance = MAP_TOLERANCE[backend] if loaded.record.precision == "fp32" else LOW_PRECISION_TOLERANCE
+            _require_agreement(_open_file(loaded, possible[0], threads, 1), runtime, loaded, tolerance)
+        return runtime
     return _open_weights(loaded, backend, device, threads, streams)
 
 
@@ -108,17 +114,20 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
     if backend.startswith("torch"):
         torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
         return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
-    height, width = loaded.preprocess.size_hw
     runtime = _open_graph(loaded.onnx, backend, batch=1, threads=threads, streams=streams)
-    picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
-    expected = TorchRuntime(loaded.network).run(picture)
-    difference = max(map(relative_difference, expected, runtime.run(picture)))
-    if not difference <= MAP_TOLERANCE[backend]:
-        raise InputError(
-            f"--backend {backend}: refused, its raw maps differ from PyTorch's by {difference:.1e} of their largest "
-            f"value (at most {MAP_TOLERANCE[backend]:g})"
-        )
+    _require_agreement(TorchRuntime(loaded.network), runtime, loaded, MAP_TOLERANCE[backend])
     return runtime
+
+
+def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tolerance: float) -> None:
+    """Compares the raw maps of a random picture. Raises: InputError: they differ by more than the tolerance."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+    difference = max(map(relative_difference, reference.run(picture), runtime.run(picture)))
+    if not difference <= tolerance:
+        raise InputError(
+            f"--backend {runtime.name}: refused, its raw maps differ from those of {reference.name} by "
+            f"{difference:.1e} of their largest value (at most {tolerance:g})"
+        )
 
 
 def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
@@ -131,7 +140,7 @@ def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | 
     Raises:
         InputError: not one backend can run it.
     """
-    key = _cache_key(loaded.path, possible, threads)
+    key = _cache_key(loaded, possible, threads)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detector" / "backends.json"
     known = _read_cache(cache)
     if known.get(key) in possible:
@@ -148,14 +157,16 @@ def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | 
 def measure_backends(
     loaded: Loaded, names: Sequence[str], *, threads: int | None = None, rounds: int = MEASURED_ROUNDS
 ) -> dict[str, float]:
-    """Median milliseconds of one picture for each backend that opens, taken in turns."""
+    """Median milliseconds of one picture for each backend that opens and runs, taken in turns."""
     runtimes: dict[str, Runtime] = {}
+    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
     for name in names:
         if name.endswith("-bf16") and not computes_in_bf16():
             continue
-        with suppress(InputError, ImportError):
-            runtimes[name] = open_runtime(loaded, name, threads=threads)
-    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+        with suppress(Exception):  # whatever the library raises: it does not take part
+            runtime = open_runtime(loaded, name, threads=threads)
+            runtime.run(picture)
+            runtimes[name] = runtime
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}
     for turn in range(WARM_UP_ROUNDS + rounds):
         for name, runtime in runtimes.items():
@@ -171,14 +182,13 @@ def computes_in_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _cache_key(path: Path, possible: Sequence[str], threads: int | None) -> str:
+def _cache_key(loaded: Loaded, possible: Sequence[str], threads: int | None) -> str:
     """Changes with whatever may change the answer."""
     libraries = []
     for name in ("torch", "onnxruntime", "openvino", "opencv-python"):
         with suppress(PackageNotFoundError):
             libraries.append(f"{name} {version(name)}")
-    content = hashlib.sha256(path.read_bytes()).hexdigest()
-    return "; ".join([content, cpu_name(), f"{threads or usable_cpus()} threads", *libraries, *possible])
+    return "; ".join([identity(loaded), cpu_name(), f"{threads or usable_cpus()} threads", *libraries, *possible])
 
 
 def _read_cache(path: Path) -> dict[str, str]:

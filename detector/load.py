@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,13 +143,13 @@ def load_export(path: Path) -> LoadedExport:
 
 def _record_text(path: Path) -> str:
     if path.suffix == ".onnx":
-        from detector.runtime.onnxruntime_backend import record_text_of_onnx
+        from detector.runtime import onnx_graph
 
-        return record_text_of_onnx(path)
+        return onnx_graph.record_text(path)
     if path.suffix == ".xml":
-        from detector.runtime.openvino_backend import read_model, record_text
+        from detector.runtime import openvino_backend
 
-        return record_text(read_model(path))
+        return openvino_backend.record_text(openvino_backend.read_model(path))
     from detector.runtime.torch_backend import load_script
 
     return load_script(path)[1]
@@ -157,6 +158,17 @@ def _record_text(path: Path) -> str:
 def load_any(model: str | Path) -> Loaded:
     """`load_detector` or `load_export`, by the name's ending. Raises: InputError."""
     return load_export(Path(model)) if Path(model).suffix in EXPORTED else load_detector(model)
+
+
+def identity(loaded: Loaded) -> str:
+    """A hash over all that its detections depend on: weights, network, size, class names."""
+    content = hashlib.sha256(loaded.path.read_bytes())
+    if loaded.path.suffix == ".xml":
+        content.update(loaded.path.with_suffix(".bin").read_bytes())
+    if isinstance(loaded, LoadedDetector):
+        content.update(repr(loaded.model).encode())
+    content.update(repr((loaded.preprocess, loaded.class_names)).encode())
+    return content.hexdigest()
 
 
 def fresh_detector(config: ExperimentConfig, path: Path) -> LoadedDetector:

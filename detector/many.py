@@ -33,7 +33,7 @@ class Report:
 
     Attributes:
         images: with a result, those of an interrupted run included.
-        resumed: of them, how many were there already.
+        resumed: pictures that an interrupted run had looked at already, failed ones included.
         failed: file and reason of those that could not be read.
         detections: in all images.
     """
@@ -54,7 +54,8 @@ def find_pictures(source: str) -> list[Path]:
     if path.is_dir():
         pictures = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
     elif path.suffix == ".txt" and path.is_file():
-        pictures = [Path(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        pictures = [Path(line.strip()) for line in lines if line.strip()]
     elif path.is_file():
         pictures = [path]
     else:
@@ -139,11 +140,27 @@ def _predict_batch(
             continue
         lines.append({"image": str(path), "height": image.shape[0], "width": image.shape[1]})
         images.append(image)
-    found = iter(predict(images) if images else [])
+    found = iter(_predict_each(predict, images))
     for line in lines:
         if "error" not in line:
-            line["detections"] = to_rows(next(found), class_names)
+            answer = next(found)
+            if isinstance(answer, Detections):
+                line["detections"] = to_rows(answer, class_names)
+            else:
+                line["error"] = answer
         yield line
+
+
+def _predict_each(predict: Predict, images: list[Image]) -> list[Detections | str]:
+    """Detections of each picture, or why there are none: when a batch fails, its pictures are tried one by one."""
+    if not images:
+        return []
+    try:
+        return list(predict(images))
+    except Exception as error:  # whatever one picture does to a library, the others shall not suffer
+        if len(images) == 1:
+            return [f"cannot be predicted: {' '.join(str(error).split())}"]
+    return [answer for image in images for answer in _predict_each(predict, [image])]
 
 
 def to_rows(detections: Detections, class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -158,17 +175,21 @@ def _open_partial(partial: Path, settings: dict[str, Any]) -> set[str]:
     Raises:
         InputError: the record is of a run with other settings.
     """
-    if not partial.exists():
+    if not partial.exists() or not partial.stat().st_size:
         partial.write_bytes(json.dumps({"settings": settings}).encode() + b"\n")
         return set()
     with partial.open("r+b") as record:
         end = _end_of_whole_lines(record)
         record.truncate(end)
-    lines = _lines(partial)
-    header = next(lines, {})
-    if header.get("settings") != json.loads(json.dumps(settings)):
+    try:
+        header, *lines = _lines(partial)
+        same = header["settings"] == json.loads(json.dumps(settings))
+        done = {line["image"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{partial}: is damaged; remove it to start anew") from error
+    if not same:
         raise InputError(f"{partial}: is of a run with another model or other settings; remove it to start anew")
-    return {line["image"] for line in lines}
+    return done
 
 
 def _end_of_whole_lines(record: BinaryIO) -> int:

@@ -27,6 +27,8 @@ FEW_CANDIDATES = 1000
 """Up to so many, one suppression of all classes is quicker than one for each class."""
 LARGEST_EXPONENT = 88.0
 """exp of more overflows in float32."""
+LARGEST_GROWTH = 20.0
+"""exp of it times an anchor is farther than any picture reaches, and small enough to compute with."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
     if decoder.new_coords:
         growth = np.square(2 * codes[:, 2:])
     else:
-        growth = np.exp(np.minimum(codes[:, 2:], np.float32(LARGEST_EXPONENT)))
+        growth = np.exp(np.minimum(codes[:, 2:], np.float32(LARGEST_GROWTH)))
     half = growth * np.concatenate(decoder.anchors_wh)[number] / 2
     return Candidates(
         image=image,
@@ -181,7 +183,7 @@ def _logit(probability: float) -> float:
 def _suppress(boxes: Floats, scores: Floats, labels: Ints, threshold: float, beta: float | None) -> Ints:
     """Row numbers (K',) of the boxes that stay, best first; each class by itself. The rows come best first."""
     if beta is None and len(labels) <= FEW_CANDIDATES:
-        # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact.
+        # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact enough.
         shift = labels * (2.0 * np.abs(boxes).max(initial=0) + 1)
         apart = torch.from_numpy(boxes + shift[:, None])
         return np.sort(nms(apart, torch.from_numpy(scores.astype(np.float64)), threshold).numpy())

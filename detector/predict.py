@@ -15,9 +15,9 @@ from detector.build import AnyModel, build_decoder
 from detector.config import PreprocessConfig
 from detector.data.transforms import fit_image
 from detector.errors import InputError
-from detector.load import Loaded, LoadedExport, load_any, load_detector
+from detector.load import Loaded, load_any, load_detector
 from detector.postprocess import Decoder, postprocess
-from detector.runtime import Pixels, Runtime
+from detector.runtime import Pixels, Runtime, ends_in_boxes
 from detector.structures import Detections, Floats, Image, Letterbox
 
 
@@ -49,7 +49,6 @@ class Predictor:
     score_threshold: float
     nms_threshold: float
     max_detections: int
-    _ends_in_boxes: bool
     _local: threading.local
     """Each thread's own buffer for the network's input."""
 
@@ -97,7 +96,6 @@ class Predictor:
             decoder=loaded.decoder,
             preprocess=loaded.preprocess,
             class_names=loaded.class_names,
-            ends_in_boxes=isinstance(loaded, LoadedExport) and loaded.record.suppression is not None,
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,
             max_detections=max_detections,
@@ -135,7 +133,6 @@ class Predictor:
         decoder: Decoder,
         preprocess: PreprocessConfig,
         class_names: tuple[str, ...],
-        ends_in_boxes: bool = False,
         score_threshold: float = 0.25,
         nms_threshold: float = 0.45,
         max_detections: int = 100,
@@ -149,7 +146,6 @@ class Predictor:
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections
-        self._ends_in_boxes = ends_in_boxes
         self._local = threading.local()
         return self
 
@@ -203,7 +199,7 @@ class Predictor:
 
     def decode(self, outputs: Sequence[Floats], batch: int, *, darknet_ranks: bool = False) -> list[Detections]:
         """Detections of each image in pixels of the network's input, from the outputs of the runtime."""
-        if self._ends_in_boxes:
+        if ends_in_boxes(outputs):
             return self._split(outputs, batch)
         return postprocess(
             outputs,

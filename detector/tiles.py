@@ -9,6 +9,7 @@ Legend: n boxes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,9 @@ def tile_windows(height: int, width: int, *, tile: int, overlap: float) -> list[
     return [(x, y, min(x + tile, width), min(y + tile, height)) for y in starts(height) for x in starts(width)]
 
 
-def predict_tiled(predictor: Predictor, image_rgb: Image, *, tile: int, overlap: float = 0.2) -> Detections:
+def predict_tiled(
+    predictor: Predictor, image_rgb: Image, *, tile: int, overlap: float = 0.2, threads: Executor | None = None
+) -> Detections:
     """Detections in a large picture: of its tiles and of the whole, merged.
 
     Args:
@@ -75,9 +78,10 @@ def predict_tiled(predictor: Predictor, image_rgb: Image, *, tile: int, overlap:
         image_rgb: (H, W, 3) uint8.
         tile: side of a tile in pixels.
         overlap: share of the side that neighbours have in common; objects up to that size are seen whole.
+        threads: predict the tiles side by side instead of in batches.
 
     Returns:
-        boxes in pixels of the picture, best first.
+        boxes in pixels of the picture, best first; the predictor's `max_detections` holds for each tile.
 
     Raises:
         InputError: a side or an overlap that makes no tiles, or no picture.
@@ -86,12 +90,14 @@ def predict_tiled(predictor: Predictor, image_rgb: Image, *, tile: int, overlap:
     windows = tile_windows(height, width, tile=tile, overlap=overlap)
     if len(windows) > 1:
         windows.append((0, 0, width, height))
-    found = []
-    for first in range(0, len(windows), BATCH_SIZE):
-        parts = [image_rgb[y1:y2, x1:x2] for x1, y1, x2, y2 in windows[first : first + BATCH_SIZE]]
-        found += predictor.predict_batch(parts)
-    merged = merge_tiles(found, windows, (height, width), nms_threshold=predictor.nms_threshold)
-    return merged.best(predictor.max_detections)
+    parts = [image_rgb[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
+    if threads is not None:
+        found = list(threads.map(predictor.predict, parts))
+    else:
+        found = []
+        for first in range(0, len(parts), BATCH_SIZE):
+            found += predictor.predict_batch(parts[first : first + BATCH_SIZE])
+    return merge_tiles(found, windows, (height, width), nms_threshold=predictor.nms_threshold)
 
 
 def merge_tiles(

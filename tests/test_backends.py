@@ -58,7 +58,7 @@ def test_a_backend_that_does_not_agree_is_refused(loaded: LoadedDetector, monkey
     monkeypatch.setattr(
         onnxruntime_backend.OnnxRuntime, "_run", lambda self, images: [1.01 * output for output in run(self, images)]
     )
-    with pytest.raises(InputError, match="--backend onnxruntime: refused, its raw maps differ"):
+    with pytest.raises(InputError, match="--backend onnxruntime: refused, its raw maps differ from those of torch"):
         open_runtime(loaded, "onnxruntime")
 
 

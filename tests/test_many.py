@@ -121,6 +121,26 @@ def test_a_run_with_other_settings_is_not_continued(folder: Path, tmp_path: Path
         run(folder, out, weights="a")
 
 
+def test_a_picture_that_fails_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+    def fails(images: Sequence[Image]) -> list[Detections]:
+        if any(image.shape[0] == 15 for image in images):
+            raise RuntimeError("too dark")
+        return predict(images)
+
+    report = run(folder, tmp_path / "out.json", predictor=fails)
+    assert report.images == 11
+    assert "cannot be predicted: too dark" in dict(report.failed)[str(folder / "inner/05.png")]
+
+
+def test_an_empty_or_damaged_record(folder: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.json.partial"
+    partial.write_bytes(b"no json\n")
+    with pytest.raises(InputError, match="is damaged; remove it"):
+        run(folder, tmp_path / "out.json")
+    partial.write_bytes(b"")
+    assert run(folder, tmp_path / "out.json").images == 12
+
+
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.json"):
         run(folder, tmp_path / "out.csv")

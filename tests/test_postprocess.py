@@ -73,7 +73,12 @@ def test_extreme_values_neither_warn_nor_fail() -> None:
     raw[0, 4:, 1, 1] = 1e30  # certain of both classes, of no size
     first, second = run(raw, nms_threshold=0.9)[0].scores.tolist()
     assert first == second == 1
-    assert np.isfinite(run(raw)[0].boxes_xyxy).all()
+    raw[0, :4, 2, 2] = torch.tensor([0.0, 0.0, 1e30, 1e30])  # and one larger than any picture
+    raw[0, 4:, 2, 2] = 1e30
+    put(raw, 0, 3, 3, 0.9, [0.9, 0.9])
+    found = run(raw)[0]
+    assert np.isfinite(found.boxes_xyxy).all()
+    assert len(found) == 6, "suppression still tells the others apart"
 
 
 def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -100,6 +101,14 @@ def test_random_pictures_come_out_as_they_were_drawn() -> None:
                 boxes.append((x, y, x + width, y + height, int(rng.integers(2))))
         found = predict_tiled(Blobs(), picture(700, 900, boxes), tile=256, overlap=0.2)  # type: ignore[arg-type]
         assert as_rows(found) == sorted(boxes)
+
+
+def test_tiles_are_predicted_side_by_side_as_well() -> None:
+    boxes = [(x, y, x + 8, y + 8, 0) for x in range(2, 590, 20) for y in range(2, 490, 20)]
+    with ThreadPoolExecutor(2) as threads:
+        found = predict_tiled(Blobs(), picture(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
+    assert as_rows(found) == sorted(boxes)
+    assert len(found) > Blobs.max_detections, "the limit for one picture is for one tile"
 
 
 def test_a_small_picture_is_one_tile() -> None:

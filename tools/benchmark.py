@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="the network of a config, untrained: speed needs no more")
     parser.add_argument("--backends", help="only these, with commas between them (default: all that can run it)")
     parser.add_argument("--precisions", default="fp32,bf16,int8", help="only these (default: %(default)s)")
-    parser.add_argument("--data", help="measure AP50 as well; int8 is calibrated on its training split")
+    parser.add_argument("--data", help="measure AP50 as well; int8 is calibrated on the config's data.train of it")
     parser.add_argument("--split", help="part of the data set to measure on (default: the config's data.val)")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
@@ -90,7 +90,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         split = options.split or (data.val if data else None)
         policy = data.bad_labels if data else "clip"
         dataset = open_dataset(options.data, split, class_names=loaded.class_names, policy=policy)
-        calibration = (options.data, data.train if data else split)
+        calibration = (options.data, data.train) if data else None
     table = inference_table(
         loaded,
         backends=options.backends.split(",") if options.backends else None,

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if options.batch < 1:
         raise InputError(f"--batch: expected at least 1, got {options.batch}")
 
-    from detector.load import find_model
+    from detector.load import find_model, identity
     from detector.many import find_pictures, predict_many
     from detector.predict import Predictor
     from detector.runtime.threads import usable_cpus
@@ -61,19 +61,21 @@ def main(arguments: list[str]) -> int:
     )
     say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} pictures")
 
-    def predict_one(image: Image) -> Detections:
-        if options.tile is None:
-            return predictor.predict(image)
-        return predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap)
+    side_by_side = predictor.runtime.name.startswith("openvino")  # is quicker so than with batches
 
     def predict(images: Sequence[Image]) -> list[Detections]:
-        if predictor.runtime.name.startswith("openvino"):  # is quicker with several pictures side by side
-            return list(threads.map(predict_one, images))
-        return predictor.predict_batch(images) if options.tile is None else [predict_one(image) for image in images]
+        if options.tile is not None:
+            pool = threads if side_by_side else None
+            return [
+                predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap, threads=pool)
+                for image in images
+            ]
+        return list(threads.map(predictor.predict, images)) if side_by_side else predictor.predict_batch(images)
 
     settings = {
+        "source": str(Path(options.source).resolve()),
         "weights": loaded.path.name,
-        "bytes": loaded.path.stat().st_size,
+        "identity": identity(loaded),
         "backend": predictor.runtime.name,
         "score_threshold": options.score_threshold,
         "tile": options.tile,
@@ -86,7 +88,7 @@ def main(arguments: list[str]) -> int:
             predict,
             predictor.class_names,
             settings=settings,
-            batch_size=options.batch,
+            batch_size=options.batch if options.tile is None else 1,  # tiled pictures are large
             progress=not options.json,
         )
     for name, reason in report.failed[:SHOWN_FAILURES]:

@@ -165,13 +165,17 @@ def _contestants(
     for backend in possible_backends(loaded):
         enter(loaded, backend, "bf16" if backend.endswith("bf16") and own != "int8" else own)
     with tempfile.TemporaryDirectory() as folder:
-        if "int8" in precisions and isinstance(loaded, LoadedDetector) and calibration is not None:
-            say("quantizing to int8")
-            out = Path(folder) / "int8.xml"
-            evidence = gather_evidence(loaded, data=calibration[0], split=calibration[1])
-            export(loaded, Request("openvino", out, precision="int8"), evidence)
-            quantized = load_export(out)
-            enter(quantized, possible_backends(quantized)[0], "int8")
+        wanted = "int8" in precisions and (backends is None or any(name.startswith("openvino") for name in backends))
+        if wanted and isinstance(loaded, LoadedDetector) and calibration is not None:
+            try:
+                say("quantizing to int8")
+                out = Path(folder) / "int8.xml"
+                evidence = gather_evidence(loaded, data=calibration[0], split=calibration[1])
+                export(loaded, Request("openvino", out, precision="int8"), evidence)
+                quantized = load_export(out)
+                enter(quantized, possible_backends(quantized)[0], "int8")
+            except InputError as error:
+                say(f"left out: {error}")
         if not found:
             raise InputError(f"{loaded.path}: nothing of what was asked for can run it")
         yield found
@@ -239,7 +243,7 @@ def _row(contestant: Contestant, gflop: float | None, peak: dict[str, float]) ->
         "end_to_end_ms": end_to_end,
         "fps": 1000 / end_to_end,
         "around_share": float(np.median(contestant.around_ms) / middle),
-        "throughput": float(np.median(contestant.throughput)) if contestant.throughput else 1000 / end_to_end,
+        "throughput": float(np.median(contestant.throughput)) if contestant.throughput else None,
         "gflops": gflops,
         "share_of_peak": gflops / best if gflops is not None else None,
         "ap50": contestant.ap50,
@@ -261,10 +265,11 @@ def inference_text(table: dict[str, Any]) -> str:
     for row in table["rows"]:
         gflops = "" if row["gflops"] is None else f"{row['gflops']:.0f}"
         share = "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
+        at_once = "" if row["throughput"] is None else f"{row['throughput']:.0f}"
         ap50 = "" if row["ap50"] is None else f"{row['ap50']:.4f}"
         lines.append(
             f"{row['backend']:<14}{row['precision']:<11}{row['p50_ms']:>8.2f}{row['p95_ms']:>8.2f}{gflops:>9}{share:>9}"
-            f"{row['end_to_end_ms']:>16.2f}{row['fps']:>7.0f}{row['around_share']:>8.1%}{row['throughput']:>13.0f}"
+            f"{row['end_to_end_ms']:>16.2f}{row['fps']:>7.0f}{row['around_share']:>8.1%}{at_once:>13}"
             f"{ap50:>8}{slowest / row['p50_ms']:>7.2f}"
         )
     notes = [

@@ -49,7 +49,7 @@ def gather_evidence(
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
     policy = config.data.bad_labels if config else "clip"
     if data is not None:
-        split = split or (config.data.train if config and data == config.data.root else None)
+        split = split or (config.data.train if config and not data.endswith(".json") else None)
         dataset = open_dataset(data, split, images_dir=images, class_names=loaded.class_names, policy=policy)
         pictures = _fit(dataset, loaded, size_hw, MAX_PICTURES)
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-import openvino
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +20,6 @@ from detector.models.detector import Detector
 from detector.models.layers import fold_batchnorm
 from detector.runtime import Pixels, relative_difference, to_planes
 from detector.runtime.onnx_graph import ends_of_modules
-from detector.runtime.onnxruntime_backend import OnnxRuntime
-from detector.runtime.openvino_backend import OpenVinoRuntime, read_model
 from detector.runtime.torch_backend import load_script
 from detector.structures import Floats
 
@@ -108,6 +104,10 @@ def run_export_layers(
 
 
 def _onnx_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+    import onnx
+
+    from detector.runtime.onnxruntime_backend import OnnxRuntime
+
     model = onnx.load(path)
     values = ends_of_modules((node.name, node.output[0]) for node in model.graph.node)
     known = {output.name for output in model.graph.output}
@@ -120,6 +120,10 @@ def _onnx_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
 
 
 def _openvino_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+    import openvino
+
+    from detector.runtime.openvino_backend import OpenVinoRuntime, read_model
+
     model = read_model(path)
     nodes = [(node.get_friendly_name(), node) for node in model.get_ordered_ops() if "/" in node.get_friendly_name()]
     ends = ends_of_modules(nodes)

@@ -91,7 +91,7 @@ def quantize(
                     ranking_subset_size=num_images
                 ),
             )
-    except RuntimeError as error:
+    except Exception as error:  # NNCF's exceptions have no common class but this
         raise InputError(f"--precision int8: NNCF cannot quantize this network: {error}") from error
     names, kept = _convolutions(quantized)
     notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_pictures": len(pictures)}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -21,13 +22,12 @@ from torch import nn
 from detector import __version__
 from detector.backends import open_runtime
 from detector.checkpoint import write_atomically
-from detector.config import ModelConfig
-from detector.darknet import load_darknet
+from detector.config import ModelConfig, PreprocessConfig
 from detector.darknet.export import export_detector as to_cfg
 from detector.errors import InputError
 from detector.export.layers import first_difference, run_export_layers, run_layers
 from detector.export.verify import TOLERANCES, Agreement, Tolerances, compare, compare_detections
-from detector.load import LoadedDetector, LoadedExport
+from detector.load import LoadedDetector, load_any
 from detector.models.layers import fold_batchnorm
 from detector.predict import Predictor
 from detector.runtime import Pixels, Runtime
@@ -42,6 +42,7 @@ PRECISIONS = {
     "torchscript": ("fp32",),
     "darknet": ("fp32",),
 }
+SIDECARS = {"openvino": (".bin",), "darknet": (".weights", ".names")}
 MAX_COMPARED_PICTURES = 16
 Measure = Callable[[Runtime, Sequence[int]], float]
 """AP50 of a runtime with raw maps on the images of these indices."""
@@ -123,8 +124,14 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
     request.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=request.out.parent, prefix=f".{request.out.name}.") as folder:
         trial = Path(folder) / request.out.name
-        notes = _convert(loaded, record, evidence, trial)
-        agreement = _compare(loaded, record, evidence, trial, allowed)
+        try:
+            notes = _convert(loaded, record, evidence, trial)
+            agreement = _compare(loaded, record, evidence, trial, allowed)
+        except InputError:
+            raise
+        except Exception as error:  # the libraries' exceptions have no common class
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{request.out}: cannot be made: {type(error).__name__}: {reason}") from error
         measured = {**agreement.as_dict(), **notes}
         complaints = agreement.complaints(allowed, only_losses=request.precision == "int8")
         if request.suppression is not None and not agreement.boxes:
@@ -133,18 +140,10 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
             _refuse(loaded, record, evidence, trial, request.out, measured, complaints)
         beside = {**json.loads(record.to_json()), "measured": measured, "files": hashes(Path(folder))}
         record_path(trial).write_text(json.dumps(beside, indent=2), encoding="utf-8")
-        written = _publish(Path(folder), request.out.parent)
+        files = sorted(Path(folder).iterdir())
+        written = [str(path.replace(request.out.parent / path.name)) for path in files]
     refusal_path(request.out).unlink(missing_ok=True)
     return {"written": written, "bytes": sum(Path(path).stat().st_size for path in written), **measured}
-
-
-def _publish(folder: Path, target: Path) -> list[str]:
-    """Moves all files of a folder. Raises: InputError: one of them (a .bin, .weights or .names) is there already."""
-    files = sorted(folder.iterdir())
-    for path in files:
-        if path.suffix != ".json" and (target / path.name).exists():
-            raise InputError(f"{target / path.name}: exists already; move it first, or choose another --out")
-    return [str(path.replace(target / path.name)) for path in files]
 
 
 def refusal_path(out: Path) -> Path:
@@ -167,6 +166,10 @@ def _check(loaded: LoadedDetector, request: Request) -> None:
         raise InputError(f"--out {request.out}: expected a name that ends in {ENDINGS[request.to]}")
     if request.out.exists():
         raise InputError(f"--out {request.out}: exists already; move it first")
+    for ending in SIDECARS.get(request.to, ()):
+        beside = request.out.with_suffix(ending)
+        if beside.exists():
+            raise InputError(f"{beside}: exists already; move it first, or choose another --out")
     if request.precision not in PRECISIONS[request.to]:
         possible = ", ".join(PRECISIONS[request.to])
         raise InputError(f"--precision {request.precision}: {request.to} files are written in {possible}")
@@ -187,7 +190,7 @@ def _convert(loaded: LoadedDetector, record: ExportRecord, evidence: Evidence, o
     if out.suffix == ".torchscript":
         return _write_script(loaded.network, record, out)
     if out.suffix == ".cfg":
-        return _write_darknet(loaded, out)
+        return _write_darknet(loaded, record.preprocess, out)
     graph = to_onnx(
         loaded.network,
         record.preprocess.size_hw,
@@ -204,7 +207,7 @@ def _write_script(network: nn.Module, record: ExportRecord, out: Path) -> dict[s
     batch = record.batch or 2
     example = torch.rand(batch, 3, *record.preprocess.size_hw)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TracerWarning: shapes that are read are checked by the gate
+        warnings.simplefilter("ignore")  # TracerWarning: shapes that were read; the gate runs another size, too
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             fold_batchnorm(network).cpu(), example
         )
@@ -212,9 +215,9 @@ def _write_script(network: nn.Module, record: ExportRecord, out: Path) -> dict[s
     return {}
 
 
-def _write_darknet(loaded: LoadedDetector, out: Path) -> dict[str, Any]:
+def _write_darknet(loaded: LoadedDetector, preprocess: PreprocessConfig, out: Path) -> dict[str, Any]:
     assert isinstance(loaded.model, ModelConfig)
-    exported = to_cfg(loaded.network, loaded.model, loaded.preprocess)  # type: ignore[arg-type]
+    exported = to_cfg(loaded.network, loaded.model, preprocess)  # type: ignore[arg-type]
     out.write_text(exported.cfg_text, encoding="utf-8")
     exported.save_weights(out.with_suffix(".weights"))
     out.with_suffix(".names").write_text("".join(f"{name}\n" for name in loaded.class_names), encoding="utf-8")
@@ -262,6 +265,10 @@ def _compare(
     if record.suppression is not None:
         return _compare_boxes(reference, candidate, record, pictures, allowed)
     agreement = compare(reference, candidate, pictures, record.decoder, allowed)
+    if record.dynamic:  # another size and number, too
+        half = max(record.preprocess.size_hw[0] // 64, 1) * 32
+        other = compare(reference, candidate, np.ascontiguousarray(pictures[:2, :half]), record.decoder, allowed)
+        agreement = max(agreement, other, key=lambda found: (found.maps, found.unmatched))
     if evidence.measure is None:
         return agreement
     images = range(evidence.num_images)
@@ -270,9 +277,16 @@ def _compare(
 
 
 def _open(trial: Path, record: ExportRecord) -> Runtime:
-    if trial.suffix == ".cfg":
-        return TorchRuntime(load_darknet(trial, trial.with_suffix(".weights"), cpu_parity=False))
-    return open_runtime(LoadedExport(trial, record))
+    """Reads a file as its users will. Raises: InputError: what it says about itself is not what was to be written."""
+    loaded = load_any(trial)
+    same = loaded.class_names == record.class_names and loaded.preprocess.size_hw == record.preprocess.size_hw
+    for name in ("strides", "scale_xy", "new_coords"):
+        same &= getattr(loaded.decoder, name) == getattr(record.decoder, name)
+    for given, expected in zip(loaded.decoder.anchors_wh, record.decoder.anchors_wh, strict=True):
+        same &= np.allclose(given, expected, rtol=1e-6)
+    if not same:
+        raise InputError(f"{trial.name}: refused, its classes, size, anchors or strides are not the network's")
+    return open_runtime(loaded)
 
 
 def _compare_boxes(
@@ -281,13 +295,12 @@ def _compare_boxes(
     """For graphs that end in boxes, with the thresholds that are part of them."""
     assert record.suppression is not None
     found = []
-    for runtime, ends_in_boxes in ((reference, False), (candidate, True)):
+    for runtime in (reference, candidate):
         predictor = Predictor.from_runtime(
             runtime,
             decoder=record.decoder,
             preprocess=record.preprocess,
             class_names=record.class_names,
-            ends_in_boxes=ends_in_boxes,
             **vars(record.suppression),
         )
         found.append([predictor.predict(picture) for picture in pictures])
@@ -306,11 +319,14 @@ def _refuse(
     """Writes the report and raises; the trial files go with their folder."""
     allowed = record.gate["tolerances"]["maps"]
     try:
-        picture = evidence.pictures[:1]
+        picture = np.repeat(evidence.pictures[:1], record.batch or 1, axis=0)
         expected = run_layers(loaded.network, picture)
         first = first_difference(expected, run_export_layers(trial, loaded.network, picture, expected), allowed)
-    except (InputError, RuntimeError, OSError) as error:
+    except Exception as error:  # whatever the libraries raise; the refusal itself stands
         first = {"layer": f"unknown ({' '.join(str(error).split())})"}
+    measured = {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in measured.items()
+    }
     report = {"refused": complaints, "first_layer_that_differs": first, "measured": measured, **record.gate}
     write_atomically(refusal_path(out), json.dumps(report, indent=2).encode())
     where = "every layer agrees by itself" if first is None else f"the first layer that differs is {first['layer']}"

@@ -7,7 +7,7 @@ Legend: B images, H, W the network's input, A anchors of a scale, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +52,7 @@ def run_in_batches(run: Callable[[Pixels], list[Floats]], images: Pixels, size: 
     """Runs a network of a fixed batch size on any number of images; the last batch is filled up with black ones.
 
     Args:
-        run: as `Runtime.run`, for exactly `size` images, giving raw maps.
+        run: as `Runtime.run`, for exactly `size` images.
         images: (B, H, W, 3).
         size: None = any number is fine.
     """
@@ -61,11 +61,22 @@ def run_in_batches(run: Callable[[Pixels], list[Floats]], images: Pixels, size: 
     parts = []
     for first in range(0, len(images), size):
         part = images[first : first + size]
-        missing = size - len(part)
-        if missing:
-            part = np.concatenate((part, np.zeros((missing, *part.shape[1:]), np.uint8)))
-        parts.append([output[: size - missing] for output in run(part)])
+        count = len(part)
+        if count < size:
+            part = np.concatenate((part, np.zeros((size - count, *part.shape[1:]), np.uint8)))
+        outputs = run(part)
+        if ends_in_boxes(outputs):
+            boxes, scores, labels, image = outputs
+            real = image < count
+            parts.append([boxes[real], scores[real], labels[real], image[real] + first])
+        else:
+            parts.append([output[:count] for output in outputs])
     return [np.concatenate(maps) for maps in zip(*parts, strict=True)]
+
+
+def ends_in_boxes(outputs: Sequence[Floats]) -> bool:
+    """Whether outputs are boxes, scores, labels and indices of the images, and not raw maps."""
+    return outputs[0].ndim == 2
 
 
 def relative_difference(expected: Floats, given: Floats) -> float:

@@ -11,12 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
-from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor, nn
 
 from detector.anchors import cell_corners
@@ -215,5 +216,16 @@ def ends_of_modules(nodes: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same network with weights and features in half precision; inputs and outputs stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
     half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
     return half
+
+
+def record_text(path: Path) -> str:
+    """The record in a file's metadata; empty: none. Raises: InputError: it is no ONNX file."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise InputError(f"{path}: is no ONNX file, or is damaged") from error
+    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")

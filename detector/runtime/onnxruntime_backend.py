@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
 
 from detector.errors import InputError
 from detector.runtime import Pixels, run_in_batches, to_planes
-from detector.runtime.record import METADATA_KEY
 from detector.runtime.threads import usable_cpus
 from detector.structures import Floats
 
@@ -50,12 +47,3 @@ class OnnxRuntime:
 
     def _run(self, images: Pixels) -> list[Floats]:
         return list(self._session.run(None, {self._input: to_planes(images)}))
-
-
-def record_text_of_onnx(path: Path) -> str:
-    """The record in a file's metadata; empty: none. Raises: InputError: it is no ONNX file."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise InputError(f"{path}: is no ONNX file, or is damaged") from error
-    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")

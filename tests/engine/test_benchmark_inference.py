@@ -1,26 +1,37 @@
-"""The table of inference is complete and consistent; how fast anything is, no test asks."""
+"""The table of inference is complete and consistent; how fast anything is, no test asks.
+
+The tool runs in a process of its own, as users run it; in the process of all tests its libraries would meet the threads of
+all others.
+"""
 
 from __future__ import annotations
 
 import json
-import runpy
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 
 from detector.backends import computes_in_bf16
-from detector.engine.benchmark_inference import inference_table, inference_text
-from detector.errors import InputError
-from detector.load import load_detector
+from detector.engine.benchmark_inference import inference_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def benchmark(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), *arguments, "--rounds", "1", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    table: dict[str, Any] = json.loads(result.stdout)
+    return table
+
+
 def test_rows_add_up(lively_weights: Path) -> None:
-    said: list[str] = []
-    loaded = load_detector(lively_weights)
-    table = inference_table(loaded, backends=["torch", "openvino", "openvino-bf16"], rounds=1, say=said.append)
+    table = benchmark(str(lively_weights), "--backends", "torch,openvino,openvino-bf16", "--size", "64", "96")
+    assert table["size_hw"] == [64, 96]
     expected = ["torch", "openvino", "openvino-bf16"] if computes_in_bf16() else ["torch", "openvino"]
     assert [row["backend"] for row in table["rows"]] == expected
     for row in table["rows"]:
@@ -35,13 +46,9 @@ def test_rows_add_up(lively_weights: Path) -> None:
     assert line.startswith(slowest)
 
 
-def test_the_tool_measures_ap50_and_int8(
-    trained_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [str(trained_run), "--backends", "openvino,openvino-bf16", "--precisions", "fp32,int8", "--rounds", "1"]
-    arguments += ["--data", str(tiny_data), "--split", "val", "--out", str(tmp_path), "--json"]
-    runpy.run_path(str(ROOT / "tools/benchmark.py"))["main"](arguments)
-    table = json.loads(capsys.readouterr().out)
+def test_ap50_and_int8(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    arguments = [str(trained_run), "--backends", "openvino,openvino-bf16", "--precisions", "fp32,int8"]
+    table = benchmark(*arguments, "--data", str(tiny_data), "--split", "val", "--out", str(tmp_path))
     kinds = {row["precision"]: row["ap50"] for row in table["rows"]}
     assert set(kinds) == {"fp32", "int8"}
     assert kinds["int8"] == pytest.approx(kinds["fp32"], abs=0.05)
@@ -49,9 +56,17 @@ def test_the_tool_measures_ap50_and_int8(
     assert cv2.imread(str(tmp_path / "latency_ap50.png")) is not None
 
 
-def test_what_cannot_be_measured_is_refused(lively_weights: Path) -> None:
-    loaded = load_detector(lively_weights)
-    with pytest.raises(InputError, match="nothing of what was asked for can run it"):
-        inference_table(loaded, backends=["none"], rounds=1)
-    with pytest.raises(InputError, match="--precisions: expected some of fp32, bf16, int8"):
-        runpy.run_path(str(ROOT / "tools/benchmark.py"))["main"]([str(lively_weights), "--precisions", "fp4"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backends", "none"], "nothing of what was asked for can run it"),
+        (["--precisions", "fp4"], "--precisions: expected some of fp32, bf16, int8"),
+        (["--size", "50"], "--size: expected one or two multiples of 32"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(lively_weights: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), str(lively_weights), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert message in result.stderr.splitlines()[-1]

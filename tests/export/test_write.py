@@ -85,6 +85,7 @@ def test_a_graph_that_ends_in_boxes(loaded: LoadedDetector, pictures: list[Image
     out = write(loaded, tmp_path, to, suppression=suppression)
     expected = Predictor.from_loaded(loaded, score_threshold=0.3, nms_threshold=0.5).predict_batch(pictures)
     assert_same([Predictor(out).predict(picture) for picture in pictures], expected)
+    assert_same(Predictor(out).predict_batch(pictures), expected)
     fewer = Predictor(out, score_threshold=0.6, max_detections=7).predict(pictures[0])
     assert len(fewer) <= 7
     assert fewer.scores.min() > 0.6
@@ -134,8 +135,8 @@ def test_int8_stays_within_its_budget(
         report = export(loaded, Request(to, out, precision="int8", max_drop=0.05), evidence)
         assert report["ap50"] >= report["ap50_reference"] - 0.05
         assert report["convolutions"] - len(report["kept_in_float"]) > 100
-        assert out.stat().st_size + report["bytes"] < 0.75 * (trained_run / "best.safetensors").stat().st_size
-        assert len(Predictor(out, score_threshold=0).predict(open_dataset(tiny_data / "val.json").read(0).image))
+        assert report["bytes"] < 0.5 * (trained_run / "best.safetensors").stat().st_size
+        assert Predictor(out).class_names == loaded.class_names
 
 
 def swap_red_and_blue(model: onnx.ModelProto) -> None:
