@@ -25,7 +25,7 @@ demo: $(READY)  ## train on the embedded data, evaluate, write annotated picture
 	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --score-threshold 0.4 --save weights/quickstart/video.mp4
 	@echo "pictures: weights/quickstart/pictures.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
 
-soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (about 15 minutes)
+soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (6 minutes on a quiet machine)
 	$(RUN) -m pytest -m soak
 
 test: $(READY)  ## run all tests

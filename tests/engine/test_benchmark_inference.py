@@ -1,7 +1,7 @@
 """The table of inference is complete and consistent; how fast anything is, no test asks.
 
-The tool runs in a process of its own, as users run it; in the process of all tests its libraries would meet the threads of
-all others.
+The tool runs in a process of its own, as users run it; in the process of all tests its libraries would meet the
+threads of all others.
 """
 
 from __future__ import annotations
