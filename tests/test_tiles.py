@@ -104,7 +104,7 @@ def test_random_pictures_come_out_as_they_were_drawn() -> None:
 
 
 def test_tiles_are_predicted_side_by_side_as_well() -> None:
-    boxes = [(x, y, x + 8, y + 8, 0) for x in range(2, 590, 20) for y in range(2, 490, 20)]
+    boxes = [(x, y, x + 8, y + 8, 0) for x in range(2, 590, 45) for y in range(2, 490, 45)]
     with ThreadPoolExecutor(2) as threads:
         found = predict_tiled(Blobs(), picture(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
     assert as_rows(found) == sorted(boxes)
