@@ -21,6 +21,7 @@ from detector.errors import InputError
 from detector.runtime import Pixels, Runtime, run_in_batches, to_planes
 from detector.runtime.onnx_graph import INPUT_NAME
 from detector.runtime.onnxruntime_backend import OnnxRuntime
+from detector.runtime.signal_stack import kept_signal_stack
 from detector.structures import Floats
 
 MAX_CALIBRATION_PICTURES = 300
@@ -78,7 +79,7 @@ def quantize(
         return planes if isinstance(model, openvino.Model) else {INPUT_NAME: planes}
 
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars
+        with kept_signal_stack(), contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars
             quantized: Model = nncf.quantize_with_accuracy_control(
                 model,
                 nncf.Dataset(list(pictures), to_input),

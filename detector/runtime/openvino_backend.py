@@ -15,6 +15,7 @@ from openvino.preprocess import PrePostProcessor
 from detector.errors import InputError
 from detector.runtime import Pixels, run_in_batches
 from detector.runtime.record import METADATA_KEY
+from detector.runtime.signal_stack import kept_signal_stack
 from detector.runtime.threads import usable_cpus
 from detector.structures import Floats
 
@@ -59,16 +60,18 @@ class OpenVinoRuntime:
         graph = _fit_memory(graph, channels_last=self._channels_last)
         if blocked:
             graph = prefer_blocked_layout(graph)
-        self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        with kept_signal_stack():
+            self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
 
     def run(self, images: Pixels) -> list[Floats]:
         """See `Runtime.run`."""
         return run_in_batches(self._run, images, self._batch)
 
     def _run(self, images: Pixels) -> list[Floats]:
-        if not hasattr(self._local, "request"):
-            self._local.request = self.compiled.create_infer_request()
-        outputs = self._local.request.infer([images], share_inputs=True, share_outputs=False)
+        with kept_signal_stack():
+            if not hasattr(self._local, "request"):
+                self._local.request = self.compiled.create_infer_request()
+            outputs = self._local.request.infer([images], share_inputs=True, share_outputs=False)
         arrays = [outputs[index] for index in range(len(outputs))]
         return [array.transpose(0, 3, 1, 2) for array in arrays] if self._channels_last else arrays
 

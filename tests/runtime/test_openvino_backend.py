@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,36 @@ def test_layouts_change_no_output(graph: bytes, bf16: bool, monkeypatch: pytest.
         assert one.shape == other.shape == (1, 24, cells, cells)
         tolerance = 0.05 if bf16 else 1e-5
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * float(np.abs(one).max()))
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from detector.runtime.openvino_backend import OpenVinoRuntime
+from detector.runtime.signal_stack import signal_stack
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+before = signal_stack().flags
+for streams in (1, 2):
+    runtime = OpenVinoRuntime(Path(sys.argv[1]).read_bytes(), batch=1, streams=streams)
+    runtime.run(np.zeros((1, 96, 96, 3), np.uint8))
+del runtime
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert received == [1]
+assert signal_stack().flags == before
+print("alive")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are looked at on Linux only")
+def test_a_signal_does_not_end_the_process(graph: bytes, tmp_path: Path) -> None:
+    """OpenVINO leaves a freed signal stack behind; the first handler that ran on it would be the end."""
+    (tmp_path / "graph.onnx").write_bytes(graph)
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "graph.onnx")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
 
 
 def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
