@@ -17,33 +17,15 @@ from detector.cli import Parser, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
+    import argparse
+
     from detector.structures import Detections, Image
 
 SHOWN_FAILURES = 5
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(description=__doc__)
-    parser.add_argument("source", help="folder (with its subfolders), picture, or .txt with one path a line")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="COCO JSON (.json), or a line for each picture (.jsonl)"
-    )
-    parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
-    parser.add_argument("--weights", help="weights or exported file")
-    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
-    parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default 8)")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at tiles of this side, and at the whole")
-    parser.add_argument(
-        "--overlap", type=float, default=0.2, help="of neighbouring tiles, share of a side (default 0.2)"
-    )
-    parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
-    options = parser.parse_args(arguments)
-    if not 0 <= options.score_threshold <= 1:
-        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
-    if options.batch < 1:
-        raise InputError(f"--batch: expected at least 1, got {options.batch}")
+    options = parse(arguments)
 
     from detector.load import find_model, identity
     from detector.many import find_pictures, predict_many
@@ -102,6 +84,32 @@ def main(arguments: list[str]) -> int:
         skipped = f"{report.detections} detections, {len(report.failed)} pictures skipped"
         print(f"{report.images} images{resumed}, {skipped}; {options.out}")
     return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line. Raises: InputError."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("source", help="folder (with its subfolders), picture, or .txt with one path a line")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="COCO JSON (.json), or a line for each picture (.jsonl)"
+    )
+    parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
+    parser.add_argument("--weights", help="weights or exported file")
+    parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
+    parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default 8)")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at tiles of this side, and at the whole")
+    parser.add_argument(
+        "--overlap", type=float, default=0.2, help="of neighbouring tiles, share of a side (default 0.2)"
+    )
+    parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.score_threshold <= 1:
+        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
+    if options.batch < 1:
+        raise InputError(f"--batch: expected at least 1, got {options.batch}")
+    return options
 
 
 if __name__ == "__main__":
