@@ -6,21 +6,23 @@ import numpy as np
 from torch import nn
 
 from detector.anchors import split_anchors
-from detector.config import DarknetModelConfig, ModelConfig
+from detector.config import ClassifierConfig, DarknetModelConfig, ModelConfig, StoredModel
 from detector.darknet import DarknetNetwork, build_darknet
 from detector.darknet.cfg import Section
 from detector.errors import InputError
-from detector.models import build_detector
+from detector.models import build_classifier, build_detector
 from detector.models.layers import init_weights
 from detector.postprocess import Decoder
 
 AnyModel = ModelConfig | DarknetModelConfig
 
 
-def build_network(model: AnyModel) -> nn.Module:
-    """A detector with freshly drawn weights: images (B, 3, H, W) -> raw maps. Raises: InputError."""
+def build_network(model: StoredModel) -> nn.Module:
+    """A network with freshly drawn weights: images (B, 3, H, W) -> raw maps, or logits (B, C). Raises: InputError."""
     if isinstance(model, ModelConfig):
         return build_detector(model)
+    if isinstance(model, ClassifierConfig):
+        return build_classifier(model, model.num_classes)
     network = build_darknet(model.darknet_cfg, "the stored cfg")
     require_detector(network, len(model.class_names), "the stored cfg")
     init_weights(network)

@@ -20,9 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from detector.config import (
-    DarknetModelConfig,
-    ModelConfig,
     PreprocessConfig,
+    StoredModel,
     parse_model_config,
     parse_preprocess_config,
 )
@@ -43,7 +42,7 @@ class Checkpoint:
         tensors: by full name, such as `model.backbone.stem.entry.conv.weight`.
     """
 
-    model: ModelConfig | DarknetModelConfig
+    model: StoredModel
     preprocess: PreprocessConfig
     info: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -61,7 +60,7 @@ class Checkpoint:
 def save_checkpoint(
     path: Path,
     *,
-    model: ModelConfig | DarknetModelConfig,
+    model: StoredModel,
     preprocess: PreprocessConfig,
     info: Mapping[str, Any],
     tensors: Mapping[str, Tensor],

@@ -37,13 +37,29 @@ class _Strict:
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Strict):
-    """The network. `num_classes` follows from `class_names`; channel numbers follow from the parts' announcements.
+class BackboneConfig(_Strict):
+    """The backbone; channel numbers follow from the parts' announcements.
 
     Attributes:
         backbone: a key of `detector.models.BACKBONES`.
         gamma: share of channels that bypasses the dense blocks (CSPPeleeNet); null for backbones without it.
+        fusion: CSPPeleeNet's transitions: csp | first | last (the paper's Table 1); null for the others.
         activation: of every convolution but the last.
+        squeeze_excite: channel weights in the dense layers (PeleeNet, CSPPeleeNet).
+    """
+
+    backbone: str
+    gamma: Annotated[float, Field(gt=0, lt=1)] | None
+    fusion: Literal["csp", "first", "last"] | None
+    activation: Activation
+    squeeze_excite: bool
+
+
+@dataclass(frozen=True)
+class ModelConfig(BackboneConfig):
+    """A detector.
+
+    Attributes:
         neck: a key of `detector.models.NECKS`.
         attention: where the neck applies SAM: none | sam.
         class_names: in the order of the class indices.
@@ -51,9 +67,6 @@ class ModelConfig(_Strict):
         scale_xy: Darknet's scale_x_y, one per scale, 1 = plain sigmoid.
     """
 
-    backbone: str
-    gamma: Annotated[float, Field(gt=0, lt=1)] | None
-    activation: Activation
     neck: str
     attention: Literal["none", "sam"]
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -76,6 +89,17 @@ class ModelConfig(_Strict):
     @property
     def anchors_per_scale(self) -> int:
         return len(self.anchors) // len(self.scale_xy)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(BackboneConfig):
+    """An image classifier: a backbone, the mean over all places, a linear layer.
+
+    Attributes:
+        num_classes: as many as the data set has.
+    """
+
+    num_classes: Count
 
 
 @dataclass(frozen=True)
@@ -103,6 +127,8 @@ def _kind_of_model(tree: Any) -> str:
 AnyModelConfig = Annotated[
     Annotated[ModelConfig, Tag("native")] | Annotated[DarknetModelConfig, Tag("darknet")], Discriminator(_kind_of_model)
 ]
+StoredModel = ModelConfig | DarknetModelConfig | ClassifierConfig
+"""What a weights file can hold."""
 
 
 @dataclass(frozen=True)
@@ -239,10 +265,12 @@ class TrainConfig(_Strict):
         subdivisions: parts that a batch is computed in, to save memory.
         learning_rate: after burn-in.
         burn_in: steps in which the rate grows as (step / burn_in)^4.
-        policy: steps = times `scales[i]` from step `steps[i]` on; cosine = down to `final_scale` at the last step.
+        policy: steps = times `scales[i]` from step `steps[i]` on; cosine = down to `final_scale` at the last step;
+            poly = times (1 - step / max_steps)^power.
         steps: for policy steps.
         scales: for policy steps, as many as steps.
         final_scale: for policy cosine, share of the learning rate that is left at the end.
+        power: for policy poly.
         momentum: of SGD.
         nesterov: Nesterov momentum.
         weight_decay: on convolution weights only.
@@ -260,10 +288,11 @@ class TrainConfig(_Strict):
     subdivisions: Count
     learning_rate: Positive
     burn_in: Natural
-    policy: Literal["steps", "cosine"]
+    policy: Literal["steps", "cosine", "poly"]
     steps: tuple[Natural, ...]
     scales: tuple[Positive, ...]
     final_scale: Fraction
+    power: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
     nesterov: bool
     weight_decay: NonNegative
@@ -316,6 +345,103 @@ class ExperimentConfig(_Strict):
     run_dir: str | None
 
 
+@dataclass(frozen=True)
+class InputConfig(_Strict):
+    """Attributes: size: side of the square that a classifier sees, in pixels, a multiple of 32."""
+
+    size: NetworkSize
+
+
+@dataclass(frozen=True)
+class FolderDataConfig(_Strict):
+    """Pictures in one folder for each class: <root>/<split>/<class>/*.jpg (torchvision's ImageFolder).
+
+    Attributes:
+        root: of the data set; relative to the working folder.
+        train: split to train on.
+        val: split to evaluate on.
+        timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait for ever.
+    """
+
+    root: str
+    train: str
+    val: str
+    timeout_seconds: Natural
+
+
+@dataclass(frozen=True)
+class CropConfig(_Strict):
+    """Darknet's augmentation for classifiers (`load_data_augment`); a pure function of (seed, step, slot).
+
+    Attributes:
+        min_crop: the shorter side becomes min_crop to max_crop pixels; a square of the network's size is cut out.
+        max_crop: see min_crop.
+        angle: turned by up to so many degrees.
+        aspect: largest factor between the sides' scales, or its inverse.
+        hue: largest hue shift, as a share of the colour circle.
+        saturation: largest factor, its inverse the smallest.
+        exposure: largest factor of the brightness, its inverse the smallest.
+        horizontal_flip: probability.
+        cutmix: probability that a rectangle of another picture covers a part of one, and of its label.
+        mosaic: probability that four pictures make up one, and its label.
+    """
+
+    min_crop: Count
+    max_crop: Count
+    angle: Annotated[float, Field(ge=0, le=180)]
+    aspect: Positive
+    hue: Annotated[float, Field(ge=0, le=0.5)]
+    saturation: Positive
+    exposure: Positive
+    horizontal_flip: Fraction
+    cutmix: Fraction
+    mosaic: Fraction
+
+    def __post_init__(self) -> None:
+        if self.max_crop < self.min_crop:
+            raise ValueError(f"max_crop: expected at least min_crop {self.min_crop}, got {self.max_crop}")
+        if self.cutmix + self.mosaic > 1:
+            raise ValueError(f"mosaic: with cutmix {self.cutmix} at most {1 - self.cutmix:g}, got {self.mosaic}")
+
+
+@dataclass(frozen=True)
+class CrossEntropyConfig(_Strict):
+    """Attributes: label_smoothing: the true class gets 1 - e, the others share e (label_smooth_eps)."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluateConfig(_Strict):
+    """Attributes: every: steps between two evaluations; 0 = only after the last step."""
+
+    every: Natural
+
+
+@dataclass(frozen=True)
+class ClassifyConfig(_Strict):
+    """One experiment with a classifier, whole (`task: classify`)."""
+
+    task: Literal["classify"]
+    model: ClassifierConfig
+    input: InputConfig
+    data: FolderDataConfig
+    augment: CropConfig
+    loss: CrossEntropyConfig
+    train: TrainConfig
+    evaluate: ClassifierEvaluateConfig
+    run_dir: str | None
+
+    @property
+    def preprocess(self) -> PreprocessConfig:
+        """As weights files store it."""
+        return PreprocessConfig((self.input.size, self.input.size), letterbox=False)
+
+
+RunConfig = ExperimentConfig | ClassifyConfig
+"""What a training run can be."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses a key that stands twice."""
 
@@ -334,43 +460,61 @@ _Loader.add_implicit_resolver(
 )
 _ADDED_LATER: dict[str, dict[str, Any]] = {
     "data": {"cache_mb": 256, "timeout_seconds": 600},
-    "train": {"sync_batchnorm": False},
+    "train": {"sync_batchnorm": False, "power": 4.0},
 }
 """What a stored config may lack, because it was written before the field existed."""
 _EXPERIMENT = TypeAdapter(ExperimentConfig)
+_CLASSIFY = TypeAdapter(ClassifyConfig)
 _MODEL: TypeAdapter[ModelConfig | DarknetModelConfig] = TypeAdapter(AnyModelConfig)
+_CLASSIFIER = TypeAdapter(ClassifierConfig)
 _PREPROCESS = TypeAdapter(PreprocessConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Reads an experiment.
+    """Reads an experiment with a detector.
 
     Args:
         path: a YAML file with every field of `ExperimentConfig`.
         overrides: `a.b=value`, the value in YAML.
 
     Raises:
-        InputError: the file is missing, is no YAML, or a key is unknown, missing, of the wrong type or out of range.
+        InputError: the file is missing, is no YAML, or a key is unknown, missing, of the wrong type or out of range;
+            or it is a classifier's.
     """
+    config = load_run_config(path, overrides)
+    if isinstance(config, ClassifyConfig):
+        raise InputError(f"{path}: is for a classifier (task: classify); a detector's config is needed here")
+    return config
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """`load_config`, for a detector's or a classifier's experiment. Raises: InputError."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such config; the experiments that come with the project are in configs/")
     tree = _parse_yaml(read_text(path), str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of sections (model:, data:, ...), got {type(tree).__name__}")
-    return finish_config(tree, path, overrides)
+    _complete(tree, path, overrides)
+    if "task" in tree:
+        return _validated(_CLASSIFY, tree, str(path))
+    return _validated(_EXPERIMENT, tree, str(path))
 
 
 def finish_config(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """Overrides, default run_dir and checks for the tree of an experiment that came from `path`. Raises: InputError."""
+    _complete(tree, path, overrides)
+    return _validated(_EXPERIMENT, tree, str(path))
+
+
+def _complete(tree: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:
     for override in overrides:
         _apply_override(tree, override)
     if tree.get("run_dir", "") is None:
         tree["run_dir"] = f"weights/{path.stem}"
-    return _validated(_EXPERIMENT, tree, str(path))
 
 
-def to_yaml(config: ExperimentConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """The complete, resolved config as text that `load_config` reads back to an equal value."""
     return str(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False, allow_unicode=True))
 
@@ -381,12 +525,29 @@ def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
     for section, fields in _ADDED_LATER.items():
         if isinstance(tree, dict) and isinstance(tree.get(section), dict):
             tree[section] = {**fields, **tree[section]}
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        tree["model"] = _with_later_options(tree["model"])
     return _validated(_EXPERIMENT, tree, where)
 
 
-def parse_model_config(tree: dict[str, Any], where: str) -> ModelConfig | DarknetModelConfig:
+def _with_later_options(model: dict[str, Any]) -> dict[str, Any]:
+    """A stored model section with the options of the backbone that it was written before."""
+    if "backbone" not in model:
+        return model
+    fusion = "csp" if model["backbone"] == "csppeleenet" else None
+    return {"fusion": fusion, "squeeze_excite": False, **model}
+
+
+def parse_classify_text(text: str, where: str) -> ClassifyConfig:
+    """A classifier's experiment that `to_yaml` made text of, for a weights file `where`. Raises: InputError."""
+    return _validated(_CLASSIFY, _parse_yaml(text, where), where)
+
+
+def parse_model_config(tree: dict[str, Any], where: str) -> StoredModel:
     """A model section that was stored elsewhere (in a weights file `where`). Raises: InputError."""
-    return _validated(_MODEL, tree, where)
+    if "num_classes" in tree:
+        return _validated(_CLASSIFIER, tree, where)
+    return _validated(_MODEL, _with_later_options(tree), where)
 
 
 def parse_preprocess_config(tree: dict[str, Any], where: str) -> PreprocessConfig:

@@ -11,8 +11,16 @@ from typing import Any
 from torch import nn
 
 from detector.build import AnyModel, build_decoder, build_network, require_detector
-from detector.checkpoint import find_weights, load_checkpoint
-from detector.config import DarknetModelConfig, ExperimentConfig, PreprocessConfig, load_config
+from detector.checkpoint import Checkpoint, find_weights, load_checkpoint
+from detector.config import (
+    ClassifierConfig,
+    ClassifyConfig,
+    DarknetModelConfig,
+    ExperimentConfig,
+    PreprocessConfig,
+    load_config,
+    load_run_config,
+)
 from detector.darknet import load_darknet
 from detector.darknet.names import find_names, read_names
 from detector.errors import InputError
@@ -113,6 +121,11 @@ def load_detector(
     if path.suffix == ".cfg":
         return _load_darknet_detector(path, Path(weights or path.with_suffix(".weights")), names)
     checkpoint = load_checkpoint(path)
+    if isinstance(checkpoint.model, ClassifierConfig):
+        raise InputError(
+            f"{path}: holds a classifier, not a detector; tools/eval.py measures it, and tools/train.py --weights "
+            "starts a detector from its backbone"
+        )
     network = build_network(checkpoint.model)
     try:
         network.load_state_dict(checkpoint.weights())
@@ -212,6 +225,26 @@ def find_weights_of(model: str | None, weights: str | None = None, names: str | 
     if isinstance(loaded, LoadedExport):
         raise InputError(f"{loaded.path}: is an exported file; name the weights that it was made of")
     return loaded
+
+
+def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None:
+    """The classifier that a user means, by the rules of `find_model`; None where it is anything else.
+
+    Raises:
+        InputError: a config's run holds no weights yet, or a file is damaged.
+    """
+    path = Path(weights or model or ".")
+    if weights is None and path.suffix in {".yaml", ".yml"}:
+        config = load_run_config(path)
+        if not isinstance(config, ClassifyConfig):
+            return None
+        path = _of_run(Path(config.run_dir or "."))
+    elif weights is None and model is not None and path.is_dir():
+        path = _of_run(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    checkpoint = load_checkpoint(path)
+    return checkpoint if isinstance(checkpoint.model, ClassifierConfig) else None
 
 
 def _of_run(run_dir: Path) -> Path:

@@ -1,29 +1,51 @@
 """The experiment file: complete, typed, and every error names its key."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from detector.config import load_config, to_yaml
+from detector.config import load_config, load_run_config, to_yaml
 from detector.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
-    config = load_config(path)
+    config = load_run_config(path)
     assert config.run_dir == f"weights/{path.stem}"
     copy = tmp_path / "copy.yaml"
     copy.write_text(to_yaml(config))
-    assert load_config(copy) == config
+    assert load_run_config(copy) == config
     assert path.read_text().startswith("# "), "the header (command, time, result) is missing"
 
 
+def test_every_run_has_a_folder_of_its_own() -> None:
+    assert len({path.stem for path in CONFIGS}) == len(CONFIGS)
+
+
+def test_detectors_of_the_paper_differ_in_the_network_the_size_and_the_box_loss_only() -> None:
+    first = load_config(ROOT / "configs/csppelee_efm.yaml")
+    for path in (ROOT / "configs/coco").glob("*.yaml"):
+        config = load_config(path)
+        for section in ("data", "augment", "train", "evaluate"):
+            assert getattr(config, section) == getattr(first, section), path
+        assert replace(config.loss, box=first.loss.box, box_weight=first.loss.box_weight) == first.loss, path
+        assert config.model.class_names == first.model.class_names, path
+
+
+def test_a_classifiers_config_is_not_taken_for_a_detectors() -> None:
+    with pytest.raises(InputError, match="task: classify"):
+        load_config(ROOT / "configs/classify_tiny.yaml")
+
+
 def test_overrides_and_exponents() -> None:
-    config = load_config(CONFIGS[0], ["train.learning_rate=1e-3", "preprocess.size_hw=[64, 96]", "run_dir=/x"])
+    config = load_config(
+        ROOT / "configs/tiny.yaml", ["train.learning_rate=1e-3", "preprocess.size_hw=[64, 96]", "run_dir=/x"]
+    )
     assert config.train.learning_rate == 0.001
     assert config.preprocess.size_hw == (64, 96)
     assert config.run_dir == "/x"

@@ -130,7 +130,7 @@ def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     from detector.data.synthetic import ensure_synthetic_dataset
     from detector.engine.benchmark_training import loader_table, loader_text, training_table, training_text
-    from detector.engine.train import open_split
+    from detector.engine.detection import open_split
     from detector.runtime.threads import usable_cpus
 
     torch.set_num_threads(options.threads or usable_cpus())

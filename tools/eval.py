@@ -1,10 +1,11 @@
-"""Evaluates a detector on a data set, with pycocotools.
+"""Evaluates a detector on a data set, with pycocotools; or a classifier on a folder of pictures for each class.
 
 Examples:
     python tools/eval.py
     python tools/eval.py configs/csppelee_efm_bccd.yaml --data data/bccd --split test
     python tools/eval.py weights/bccd/best.safetensors --data data/coco/annotations/instances_val2017.json --json
     python tools/eval.py yolov4-tiny.cfg --weights yolov4-tiny.weights --data instances_val2017.json --images val2017
+    python tools/eval.py weights/imagenet_csppeleenet --data data/imagenet --split val
     python tools/eval.py best.safetensors --data image_info_test-dev2017.json --images test2017 --submit csppelee_efm
 """
 
@@ -19,6 +20,7 @@ from detector.cli import Parser, add_model_arguments, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
+    from detector.checkpoint import Checkpoint
     from detector.config import ExperimentConfig
     from detector.load import Loaded
     from detector.predict import Predictor
@@ -44,9 +46,11 @@ def main(arguments: list[str]) -> int:
     from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
-    from detector.load import find_model
-    from detector.metrics.table import metrics_table
+    from detector.load import find_classifier, find_model
 
+    classifier = find_classifier(options.model, options.weights)
+    if classifier is not None:
+        return evaluate_classifier(classifier, options.data, options.split, options.json)
     loaded = find_model(options.model, options.weights, options.names)
     stored = loaded.info.get("config")
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
@@ -69,13 +73,28 @@ def main(arguments: list[str]) -> int:
         predictor, dataset, out_dir, coco_detections=coco_detections, progress=True
     )
     metrics["problems"] = dict(Counter(problem.rule for problem in dataset.problems))
-    if options.json == "-":
+    show(metrics, options.json)
+    say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
+    return 0
+
+
+def show(metrics: dict[str, Any], json_out: str | None) -> None:
+    """Prints a table, or JSON; writes JSON where a file is named."""
+    from detector.metrics.table import metrics_table
+
+    if json_out == "-":
         print_json(metrics)
     else:
         print(metrics_table(metrics))
-    if options.json not in (None, "-"):
-        Path(options.json).write_text(json.dumps(metrics), encoding="utf-8")
-    say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
+    if json_out not in (None, "-"):
+        Path(json_out).write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def evaluate_classifier(checkpoint: Checkpoint, root: str | None, split: str | None, json_out: str | None) -> int:
+    """Measures top-1 and top-5."""
+    from detector.engine.classification import evaluate_checkpoint
+
+    show(evaluate_checkpoint(checkpoint, root=root, split=split, progress=True), json_out)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Trains a detector.
+"""Trains a detector, or a classifier (a config with `task: classify`).
 
 Example:
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from detector.cli import Parser, print_json, run, say
-from detector.config import ExperimentConfig, finish_config, load_config
+from detector.config import ClassifyConfig, ExperimentConfig, RunConfig, finish_config, load_run_config
 from detector.errors import InputError
 
 
-def load_experiment(path: str, overrides: list[str], names: str | None) -> ExperimentConfig:
+def load_experiment(path: str, overrides: list[str], names: str | None) -> RunConfig:
     """A YAML experiment, or the recipe of a cfg."""
     if not path.endswith(".cfg"):
-        return load_config(path, overrides)
+        return load_run_config(path, overrides)
 
     from detector.darknet import load_darknet
     from detector.darknet.names import find_names, read_names
@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
     config = load_experiment(options.config, options.overrides, options.names)
 
     if options.replay is not None:
+        if isinstance(config, ClassifyConfig):
+            return replay_classifier(config, options.replay, as_json=options.json)
         return replay(config, options.replay, as_json=options.json)
 
     from detector.engine.distributed import first_process
@@ -83,14 +85,14 @@ def show(metrics: dict[str, Any], *, as_json: bool) -> None:
     if metrics["images_per_second"]:
         waited = 100 * metrics["share_of_steps_that_waited"]
         speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
-    print(f"{speed}weights and report.html in {metrics['run_dir']}")
+    print(f"{speed}weights and {'report.html' if 'ap50' in metrics else 'tensorboard/'} in {metrics['run_dir']}")
 
 
 def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:
     """Draws the batch of a step into the run's folder."""
     from detector.data.synthetic import ensure_synthetic_dataset
+    from detector.engine.detection import open_split
     from detector.engine.replay import rebuild_batch, save_batch_picture
-    from detector.engine.train import open_split
 
     if config.data.synthetic is not None:
         ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
@@ -101,6 +103,20 @@ def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:
         print_json({"step": step, "image_ids": batch.image_ids, "picture": str(picture)})
     else:
         print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {picture}")
+    return 0
+
+
+def replay_classifier(config: ClassifyConfig, step: int, *, as_json: bool) -> int:
+    """Writes the pictures of a classifier's batch into the run's folder."""
+    from detector.engine.replay import rebuild_class_batch, save_class_batch
+
+    batch = rebuild_class_batch(config, step)
+    folder = Path(config.run_dir or ".") / f"replay_{step}"
+    save_class_batch(folder, batch)
+    if as_json:
+        print_json({"step": step, "image_ids": batch.image_ids, "pictures": str(folder)})
+    else:
+        print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {folder}")
     return 0
 
 

@@ -19,12 +19,14 @@ from detector.darknet.network import DarknetNetwork, build_darknet
 from detector.errors import InputError
 from detector.models.classifier import Classifier
 from detector.models.csp import CrossStagePartial
-from detector.models.cspdarknet import CSPDarknet53, ResidualBlock
+from detector.models.cspdarknet import CSPDarknet53, Darknet53, ResidualBlock
 from detector.models.csppeleenet import CSPPeleeNet, Stem, TwoWayDenseLayer
 from detector.models.cspresnet import BottleneckBlock, CSPResNet
 from detector.models.detector import Detector
 from detector.models.efm import ExactFusionModel
 from detector.models.layers import ConvBN, Maxout, SpatialAttention
+from detector.models.prn import PartialResidualNeck, PartialResidualStep
+from detector.models.reference import CSPReference, DenseLayer
 
 _ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.LeakyReLU: "leaky",
@@ -35,6 +37,9 @@ _ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.Sigmoid: "logistic",
     nn.Identity: "linear",
 }
+
+WRITTEN = (CSPPeleeNet, CSPDarknet53, Darknet53, CSPResNet, CSPReference)
+"""The backbones that can be written as a cfg."""
 
 
 @dataclass
@@ -83,6 +88,8 @@ class CfgWriter:
             return self.section("route", {"layers": [layer, deep, shallow]})
         if isinstance(module, Stem):
             return self._stem(module)
+        if isinstance(module, DenseLayer):
+            return self.section("route", {"layers": [layer, *(self.module(way, layer) for way in module.ways)]})
         if isinstance(module, ResidualBlock):
             self.module(module.body, layer)
             return self.section("shortcut", {"from": layer, "activation": "linear"})
@@ -184,23 +191,31 @@ def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
 
 
 def copy_classifier_weights(source: DarknetNetwork, classifier: Classifier) -> None:
-    """Fills one of our classifiers with the weights of its official cfg (csdarknet53, csresnet50, csresnext50).
+    """Fills one of our classifiers with the weights of its official cfg (csdarknet53, resnext50, mobilenet-v2, ...).
 
-    The order in which we would write the classifier is the order of the cfg: that is the whole name map.
+    The order in which we would write the classifier is the order of the cfg: that is the whole name map. A backbone
+    that we do not write has its parts in that order anyway.
 
     Raises:
         InputError: a classifier of another kind; nothing is changed.
     """
-    writer = CfgWriter()
-    _backbone(writer, classifier.backbone)
-    writer.conv(classifier.predict, nn.Identity(), "linear")
+    parts = [*_convolutions(classifier.backbone), (classifier.predict, nn.Identity())]
     convolutions = source.convolutions()
-    shapes = [tuple(conv.weight.shape) for conv, _ in writer.sources]
+    shapes = [tuple(conv.weight.shape) for conv, _ in parts]
     if shapes != [tuple(layer.conv.weight.shape) for _, layer in convolutions]:
         raise InputError(f"{source.net.where}: its convolutions are not those of this classifier")
-    for (conv, norm), (_, layer) in zip(writer.sources, convolutions, strict=True):
+    for (conv, norm), (_, layer) in zip(parts, convolutions, strict=True):
         conv.load_state_dict(layer.conv.state_dict())
         norm.load_state_dict(layer.norm.state_dict())
+
+
+def _convolutions(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
+    """Convolutions and their normalisations in the order of a cfg."""
+    if not isinstance(backbone, WRITTEN):
+        return [(module.conv, module.norm) for module in backbone.modules() if isinstance(module, ConvBN)]
+    writer = CfgWriter()
+    _backbone(writer, backbone)
+    return writer.sources
 
 
 def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
@@ -212,7 +227,7 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
             layer = writer.module(transition, fused)
             maps.append(fused)
         return [*maps[:3], layer]
-    if isinstance(backbone, (CSPDarknet53, CSPResNet)):
+    if isinstance(backbone, WRITTEN):
         layer, maps = writer.module(backbone.stem, -1), []
         for stage in backbone.stages:
             layer = writer.module(stage, layer)
@@ -221,8 +236,10 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
     raise InputError(f"to-darknet: does not know {type(backbone).__name__}")
 
 
-def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, int, int]:
+def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, ...]:
     """The fused maps; follows `ExactFusionModel.forward` line by line."""
+    if isinstance(neck, PartialResidualNeck):
+        return _partial_residual(writer, neck, maps)
     if not isinstance(neck, ExactFusionModel):
         raise InputError(f"to-darknet: does not know {type(neck).__name__}")
     c2, c3, c4, c5 = maps
@@ -237,3 +254,22 @@ def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, int
     f4 = writer.concatenate([writer.module(neck.next4, f3), p4, up5])
     f5 = writer.concatenate([writer.module(neck.next5, f4), l5])
     return writer.module(neck.fuse3, f3), writer.module(neck.fuse4, f4), writer.module(neck.fuse5, f5)
+
+
+def _partial_residual(writer: CfgWriter, neck: PartialResidualNeck, maps: list[int]) -> tuple[int, ...]:
+    """The fused maps; follows `PartialResidualNeck.forward` line by line."""
+    activation = _ACTIVATION_NAMES[type(neck.activation)]
+
+    def add(layer: int, other: int) -> int:
+        writer.go_to(layer)
+        return writer.section("shortcut", {"from": other, "activation": activation})
+
+    entered = writer.module(neck.enter, maps[-1])
+    convolved = writer.module(neck.conv, entered)
+    fused = [add(convolved, entered)]
+    for step, fine in zip(neck.steps, maps[-2::-1], strict=False):
+        assert isinstance(step, PartialResidualStep)
+        up = writer.module(step.up, convolved)
+        convolved = writer.module(step.conv, add(up, fine))
+        fused.insert(0, add(add(convolved, up), fine))
+    return tuple(fused)

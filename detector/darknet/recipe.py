@@ -136,6 +136,7 @@ def _train(net: Section) -> dict[str, Any]:
         "steps": [int(step) for step in net.numbers("steps")] if policy == "steps" else [],
         "scales": net.numbers("scales") if policy == "steps" else [],
         "final_scale": 0.0,
+        "power": 4.0,
         "momentum": net.number("momentum", 0.9),
         "nesterov": False,
         "weight_decay": net.number("decay", 0.0001),

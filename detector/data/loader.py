@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from detector.config import ExperimentConfig
+from detector.config import ExperimentConfig, TrainConfig
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.sampler import StepSampler
@@ -23,6 +24,9 @@ from detector.data.samples import TrainingSamples
 from detector.data.watch import ReadingWatch
 from detector.errors import InputError
 from detector.structures import Batch
+
+_Sample = TypeVar("_Sample")
+_Batch = TypeVar("_Batch")
 
 
 def training_batches(
@@ -35,11 +39,43 @@ def training_batches(
     num_ranks: int = 1,
     report: Path | None = None,
 ) -> Generator[Batch]:
+    """Batches of a detection data set for training; see `ordered_batches`."""
+    watch = ReadingWatch()
+    return ordered_batches(
+        TrainingSamples(dataset, config, watch),
+        collate,
+        watch,
+        config.train,
+        timeout_seconds=config.data.timeout_seconds,
+        start_step=start_step,
+        end_step=end_step,
+        rank=rank,
+        num_ranks=num_ranks,
+        report=report,
+    )
+
+
+def ordered_batches(
+    samples: TorchDataset[_Sample],
+    collate_samples: Callable[[Sequence[_Sample]], _Batch],
+    watch: ReadingWatch,
+    settings: TrainConfig,
+    *,
+    timeout_seconds: int,
+    start_step: int,
+    end_step: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+    report: Path | None = None,
+) -> Generator[_Batch]:
     """Batches (in `train.subdivisions` parts) from `start_step` to `end_step`; the same ones for any num_workers.
 
     Args:
-        dataset: to draw from.
-        config: of the experiment.
+        samples: the sample for any (step, slot).
+        collate_samples: makes a batch of a part's samples.
+        watch: where `samples` note the picture that is being read.
+        settings: batch size, subdivisions and workers.
+        timeout_seconds: see `DataConfig`.
         start_step: the first optimiser step, counted from 0.
         end_step: the step after the last one.
         rank: which share of every batch is read, for processes that train together.
@@ -49,20 +85,19 @@ def training_batches(
     Raises:
         InputError: a picture cannot be read and data.bad_labels is `fail`, or no batch came in time.
     """
-    watch = ReadingWatch()
-    workers, seconds = config.train.num_workers, config.data.timeout_seconds
+    workers, seconds = settings.num_workers, timeout_seconds
     loader = DataLoader(
-        TrainingSamples(dataset, config, watch),
+        samples,
         batch_sampler=StepSampler(
             start_step=start_step,
             end_step=end_step,
-            batch_size=config.train.batch_size,
-            subdivisions=config.train.subdivisions,
+            batch_size=settings.batch_size,
+            subdivisions=settings.subdivisions,
             rank=rank,
             num_ranks=num_ranks,
         ),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_samples,
         worker_init_fn=partial(_init_worker, watch),
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),

@@ -145,8 +145,8 @@ def random_hsv(image: Image, config: AugmentConfig, rng: np.random.Generator) ->
 
 
 def rand_scale(largest: float, rng: np.random.Generator) -> float:
-    """Darknet's `rand_scale`: U(1, largest), or its inverse, with even odds."""
-    scale = rng.uniform(1, largest)
+    """Darknet's `rand_scale`: U(1, largest), or its inverse, with even odds; `largest` may be its own inverse."""
+    scale = rng.uniform(min(1.0, largest), max(1.0, largest))
     return float(scale if rng.random() < 0.5 else 1 / scale)
 
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,10 +25,12 @@ from detector.config import ExperimentConfig
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.samples import TrainingSamples
+from detector.engine.detection import build_loss, loss_terms
 from detector.engine.distributed import Ranks
+from detector.engine.forensics import save_batch
 from detector.engine.memory import keep_freed_memory
 from detector.engine.state import fresh_state
-from detector.engine.step import TrainingStep, build_loss
+from detector.engine.step import TrainingStep
 from detector.errors import InputError
 from detector.structures import Batch
 
@@ -166,8 +169,10 @@ def _answer_with_steps(pipe: Connection, config: ExperimentConfig, plain: bool, 
 
 def _our_step(config: ExperimentConfig) -> Callable[[], None]:
     keep_freed_memory()
-    state = fresh_state(config, torch.device("cpu"))
-    compute = TrainingStep(config, state, Ranks(0, 1, torch.device("cpu")))
+    device = torch.device("cpu")
+    state = fresh_state(config, device)
+    save = partial(save_batch, class_names=config.model.class_names)
+    compute = TrainingStep(config, state, Ranks(0, 1, device), loss_terms(config, state.network, device), save)
     batches = itertools.repeat(random_batch(config))
 
     def step() -> None:

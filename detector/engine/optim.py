@@ -22,6 +22,8 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
         progress = (number - config.burn_in) / max(config.max_steps - config.burn_in, 1)
         share = config.final_scale + (1 - config.final_scale) * (1 + math.cos(math.pi * progress)) / 2
         return config.learning_rate * share
+    if config.policy == "poly":
+        return float(config.learning_rate * (1 - number / config.max_steps) ** config.power)
     rate = config.learning_rate
     for boundary, scale in zip(config.steps, config.scales, strict=True):
         if number >= boundary:

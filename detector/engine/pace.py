@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from detector.engine.memory import resident_mb
-from detector.structures import Batch
 
+_Batch = TypeVar("_Batch")
 WAIT_SECONDS = 0.02
 """Taking over a batch that is ready lasts some milliseconds; what takes longer was not ready."""
 
 
-class Pace:
+class Pace(Generic[_Batch]):
     """An iterator over batches that measures how long its reader waits for them, within the steps it is told of.
 
     Args:
@@ -21,7 +22,7 @@ class Pace:
         batch_size: images of a step, on all ranks.
     """
 
-    def __init__(self, batches: Iterator[Batch], batch_size: int) -> None:
+    def __init__(self, batches: Iterator[_Batch], batch_size: int) -> None:
         self._batches = batches
         self._batch_size = batch_size
         self._seconds = 0.0
@@ -29,10 +30,10 @@ class Pace:
         self._num_steps = 0
         self._num_waits = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[_Batch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> _Batch:
         started = time.perf_counter()
         batch = next(self._batches)
         self._waited_seconds += time.perf_counter() - started

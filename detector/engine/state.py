@@ -11,13 +11,11 @@ from torch import nn
 
 from detector.build import build_network
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
-from detector.config import ExperimentConfig, to_yaml
+from detector.config import RunConfig, to_yaml
 from detector.engine.distributed import Ranks
 from detector.engine.ema import ExponentialMovingAverage
 from detector.engine.optim import build_optimizer
 from detector.errors import InputError
-
-TERMS = ("box", "objectness", "classification")
 
 
 @dataclass
@@ -37,21 +35,21 @@ class RunState:
     ema: ExponentialMovingAverage | None
     step: int = 0
     best: float = -1.0
-    window: dict[str, float] = field(default_factory=lambda: dict.fromkeys((*TERMS, "steps"), 0.0))
+    window: dict[str, float] = field(default_factory=dict)
     evaluated: bool = True
 
     def evaluated_network(self) -> nn.Module:
         return self.ema.average if self.ema is not None else self.network
 
 
-def save_weights(path: Path, config: ExperimentConfig, state: RunState, metrics: dict[str, Any]) -> None:
+def save_weights(path: Path, config: RunConfig, state: RunState, metrics: dict[str, Any]) -> None:
     """Writes what it takes to predict, and where it comes from. Raises: InputError."""
     info = {"step": state.step, "metrics": metrics, "config": to_yaml(config)}
     tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
-def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
+def save_state(path: Path, config: RunConfig, state: RunState) -> None:
     """Writes what it takes to go on training. Raises: InputError."""
     tensors = {f"model.{name}": value for name, value in state.network.state_dict().items()}
     if state.ema is not None:
@@ -70,7 +68,7 @@ def save_state(path: Path, config: ExperimentConfig, state: RunState) -> None:
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
-def start_run(config: ExperimentConfig, ranks: Ranks, *, resume: bool) -> RunState:
+def start_run(config: RunConfig, ranks: Ranks, *, resume: bool) -> RunState:
     """A fresh run, or the saved one. A run that exists is never overwritten without being asked for.
 
     Rank 0 reads and writes the files; the others get its state.
@@ -89,7 +87,7 @@ def start_run(config: ExperimentConfig, ranks: Ranks, *, resume: bool) -> RunSta
     return state
 
 
-def fresh_state(config: ExperimentConfig, device: torch.device) -> RunState:
+def fresh_state(config: RunConfig, device: torch.device) -> RunState:
     """The state before the first step."""
     torch.manual_seed(config.train.seed)
     network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
@@ -112,7 +110,7 @@ def _share(state: RunState, ranks: Ranks) -> None:
         ranks.copy_first([buffer])
 
 
-def _open_run_dir(state: RunState, config: ExperimentConfig, *, resume: bool) -> None:
+def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
     """Restores what the run's folder holds, or makes it ready for a new run. Raises: InputError."""
     run_dir = Path(config.run_dir or "")
     for half in run_dir.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
@@ -133,7 +131,7 @@ def _open_run_dir(state: RunState, config: ExperimentConfig, *, resume: bool) ->
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
 
 
-def _restore(state: RunState, checkpoint: Checkpoint, config: ExperimentConfig, path: Path) -> None:
+def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: Path) -> None:
     if checkpoint.model != config.model:
         raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
     state.network.load_state_dict(checkpoint.group("model"))

@@ -6,25 +6,22 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detector.build import build_decoder
-from detector.config import ExperimentConfig
+from detector.config import RunConfig
 from detector.engine.distributed import Ranks, synchronize_batchnorm
 from detector.engine.forensics import (
     explain_out_of_memory,
     first_nonfinite_gradient,
     first_nonfinite_layer,
-    save_batch,
 )
 from detector.engine.optim import learning_rate_at
-from detector.engine.state import TERMS, RunState
+from detector.engine.state import RunState
+from detector.engine.task import AnyBatch, Loss, SaveBatch
 from detector.errors import InputError
-from detector.loss import LossTerms, YoloLoss
-from detector.structures import Batch
 
 
 class TrainingStep:
@@ -34,18 +31,21 @@ class TrainingStep:
         config: of the experiment.
         state: is moved on, but for its step counter.
         ranks: of which this process is one.
+        loss: (outputs of the network, batch) -> loss terms by name.
+        save_batch: writes a batch with a value that is not finite into a folder.
     """
 
-    def __init__(self, config: ExperimentConfig, state: RunState, ranks: Ranks) -> None:
+    def __init__(self, config: RunConfig, state: RunState, ranks: Ranks, loss: Loss, save_batch: SaveBatch) -> None:
         self.config = config
         self.state = state
         self.ranks = ranks
-        self.loss = build_loss(config, state.network)
+        self.loss = loss
+        self.save_batch = save_batch
         self.precision = torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
         if config.train.sync_batchnorm and ranks.size > 1:
             synchronize_batchnorm(state.network)
 
-    def __call__(self, batches: Iterator[Batch]) -> dict[str, float]:
+    def __call__(self, batches: Iterator[AnyBatch]) -> dict[str, float]:
         """The loss terms of this rank's images.
 
         Args:
@@ -60,20 +60,21 @@ class TrainingStep:
         ):
             return self._compute(batches)
 
-    def _compute(self, batches: Iterator[Batch]) -> dict[str, float]:
+    def _compute(self, batches: Iterator[AnyBatch]) -> dict[str, float]:
         state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(state.step, self.config.train)
         state.optimizer.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(TERMS, 0.0)
+        sums: dict[str, float] = {}
         for _ in range(self.config.train.subdivisions):
             batch = next(batches)
             terms = self._forward(batch)
-            for name in TERMS:
-                sums[name] += float(getattr(terms, name).detach())
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(term.detach())
             bad_loss = not all(map(math.isfinite, sums.values()))
             self._stop_if(bad_loss, batch, partial(self._first_layer, batch))
-            terms.total().backward()  # type: ignore[no-untyped-call]
+            total: Any = sum(terms.values())
+            total.backward()
             gradient = first_nonfinite_gradient(state.network)
             self._stop_if(gradient is not None, batch, partial(str, gradient))
         self.ranks.sum_gradients(state.network)
@@ -82,40 +83,34 @@ class TrainingStep:
             state.ema.update(state.network, state.step)
         return sums
 
-    def _stop_if(self, bad: bool, batch: Batch, place: Callable[[], str]) -> None:
+    def _stop_if(self, bad: bool, batch: AnyBatch, place: Callable[[], str]) -> None:
         """Stops all ranks together when one of them met a value that is not finite; each saves what it was at."""
         if self.ranks.sum([float(bad)])[0] > 0:
             where = place()  # on all ranks: it may exchange statistics
             raise self._nonfinite(where if bad else "another process", batch)
 
-    def _first_layer(self, batch: Batch) -> str:
+    def _first_layer(self, batch: AnyBatch) -> str:
         with self._autocast():
             return first_nonfinite_layer(self.state.network, self._input(batch))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def _input(self, batch: Batch) -> Tensor:
+    def _input(self, batch: AnyBatch) -> Tensor:
         return to_network_input(batch.images, self.ranks.device)  # (B, 3, H, W)
 
-    def _forward(self, batch: Batch) -> LossTerms:
-        device = self.ranks.device
+    def _forward(self, batch: AnyBatch) -> dict[str, Tensor]:
         with self._autocast():
-            raw_maps = self.state.network(self._input(batch))
-        return self.loss(
-            [raw_map.float() for raw_map in raw_maps],
-            [boxes.to(device, non_blocking=True) for boxes in batch.boxes_xyxy],
-            [labels.to(device, non_blocking=True) for labels in batch.labels],
-            batch_size=self.config.train.batch_size,
-        )
+            outputs = self.state.network(self._input(batch))
+        return self.loss(outputs, batch)
 
-    def _nonfinite(self, where: str, batch: Batch) -> InputError:
+    def _nonfinite(self, where: str, batch: AnyBatch) -> InputError:
         assert self.config.run_dir is not None
         step = self.state.step + 1
         rank = f"_rank_{self.ranks.rank}" if self.ranks.size > 1 else ""
         folder = Path(self.config.run_dir) / f"nonfinite_step_{step}{rank}"
         try:
-            save_batch(folder, batch, self.config.model.class_names)
+            self.save_batch(folder, batch)
         except OSError as error:
             folder = Path(f"(not saved: {error.strerror})")
         return InputError(
@@ -127,26 +122,6 @@ class TrainingStep:
 def to_network_input(images: Tensor, device: torch.device) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 in [0, 1] on the device, channels_last."""
     return images.to(device, non_blocking=True).to(memory_format=torch.channels_last).float().div_(255)
-
-
-def build_loss(config: ExperimentConfig, network: nn.Module) -> YoloLoss:
-    """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
-    decoder = build_decoder(config.model, network)
-    if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
-        raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
-    return YoloLoss(
-        anchors_wh=torch.from_numpy(np.stack(decoder.anchors_wh)).to(next(network.parameters()).device),
-        strides=decoder.strides,
-        num_classes=config.model.num_classes,
-        scale_xy=decoder.scale_xy,
-        box=config.loss.box,
-        box_weight=config.loss.box_weight,
-        objectness_weight=config.loss.objectness_weight,
-        class_weight=config.loss.class_weight,
-        ignore_threshold=config.loss.ignore_threshold,
-        match_threshold=config.loss.match_threshold,
-        label_smoothing=config.loss.label_smoothing,
-    )
 
 
 def use_bf16(precision: str) -> bool:

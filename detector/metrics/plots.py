@@ -136,3 +136,47 @@ def plot_bars(
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
     figure.savefig(target, format="svg", metadata={"Date": None})
+
+
+def plot_layer_bars(target: Path | BinaryIO, series: Mapping[str, Sequence[float]], *, ylabel: str, title: str) -> None:
+    """One bar for each layer of each network, side by side, in the order of execution (the paper's Figure 7).
+
+    Args:
+        target: file of the PNG.
+        series: network -> the layers' values.
+        ylabel: what the values are.
+        title: of the plot.
+    """
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.9 / len(series)
+    for number, (name, values) in enumerate(series.items()):
+        places = np.arange(len(values)) + number * width
+        axes.bar(places, values, width=width, label=f"{name}, largest {max(values):.4f}")
+    axes.set(xlabel="layer", ylabel=ylabel, title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(target, dpi=120)
+
+
+def plot_layer_traffic(
+    target: Path | BinaryIO, series: Mapping[str, tuple[Sequence[int], Sequence[int]]], *, title: str
+) -> None:
+    """Elements read (up) and written (down) by each layer, one panel for each network (the paper's Figure 8).
+
+    Args:
+        target: file of the PNG.
+        series: network -> (input elements of each layer, output elements of each layer).
+        title: of the plot.
+    """
+    figure = Figure(figsize=(12, 3.2 * len(series)), layout="constrained")
+    for number, (name, (read, written)) in enumerate(series.items(), 1):
+        axes = figure.add_subplot(len(series), 1, number)
+        places = np.arange(len(read))
+        axes.bar(places, np.asarray(read) / 1e6, label="input")
+        axes.bar(places, -np.asarray(written) / 1e6, label="output")
+        axes.set(ylabel="million elements", title=f"{name}: CIO {(sum(read) + sum(written)) / 1e6:.2f} M")
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(target, dpi=120)

@@ -7,7 +7,12 @@ from typing import Any
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """Overall figures in one row, then a row for each class; "-" where nothing can be measured."""
+    """Overall figures in one row, then a row for each class; "-" where nothing can be measured.
+
+    Of a classifier's metrics: the shares of pictures whose class is the first, and among the first five.
+    """
+    if "top1" in metrics:
+        return f"top-1 {_cell(metrics['top1'])}, top-5 {_cell(metrics['top5'])}"
     overall = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
     heads = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR100")
     lines = ["".join(f"{head:>8}" for head in heads), "".join(f"{_cell(metrics[name]):>8}" for name in overall)]

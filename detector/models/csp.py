@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from detector.models.layers import concatenate
+from detector.models.layers import ConvBN, concatenate
 
 
 class CrossStagePartial(nn.Module):
@@ -28,3 +30,41 @@ class CrossStagePartial(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fusion(concatenate(self.block_path(x), self.bypass_path(x)))
         return out
+
+
+def partial_stage(
+    blocks: Sequence[nn.Module],
+    *,
+    in_channels: int,
+    block_channels: tuple[int, int],
+    bypass: int,
+    out_channels: int | None,
+    activation: str,
+    split_activation: str | None = None,
+    first_transition: bool = True,
+    bypass_path: nn.Module | None = None,
+) -> CrossStagePartial:
+    """Any blocks between the split and the two transitions; all convolutions of the frame are 1x1.
+
+    Args:
+        blocks: the partial block: dense, residual, ResNeXt or inverted residual layers, in order.
+        in_channels: of the stage.
+        block_channels: that the first block takes and the last one gives.
+        bypass: channels that go around the blocks.
+        out_channels: after the second transition; None = none here, the concatenation is the output.
+        activation: of all convolutions of the frame.
+        split_activation: of the two convolutions that split, where it differs (csresnext50.cfg has linear ones).
+        first_transition: a convolution after the blocks, before the concatenation (the paper's "fusion last").
+        bypass_path: what stands on the bypass, where it is more than the split's convolution.
+    """
+    entry, width = block_channels
+    split = split_activation or activation
+    path = [ConvBN(in_channels, entry, 1, activation=split), *blocks]
+    if first_transition:
+        path.append(ConvBN(width, width, 1, activation=activation))
+    joined = width + bypass
+    return CrossStagePartial(
+        block_path=nn.Sequential(*path),
+        bypass_path=bypass_path or ConvBN(in_channels, bypass, 1, activation=split),
+        fusion=nn.Identity() if out_channels is None else ConvBN(joined, out_channels, 1, activation=activation),
+    )

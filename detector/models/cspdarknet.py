@@ -1,11 +1,12 @@
-"""CSPDarknet53: Darknet53's residual blocks inside Cross Stage Partial stages (the authors' csdarknet53.cfg)."""
+"""Darknet53 and CSPDarknet53: its residual blocks inside Cross Stage Partial stages (darknet53, csdarknet53.cfg)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.csp import CrossStagePartial
-from detector.models.layers import ConvBN
+from detector.models.contract import Backbone
+from detector.models.csp import partial_stage
+from detector.models.layers import ConvBN, run_stages
 
 STAGE_CHANNELS = (64, 128, 256, 512, 1024)
 STAGE_BLOCKS = (1, 2, 8, 8, 4)
@@ -26,20 +27,33 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def residual_stage(channels: int, *, width: int, hidden: int, num_blocks: int, activation: str) -> CrossStagePartial:
-    """`num_blocks` residual blocks of `width` channels on one path, a 1x1 convolution on the other; the shape stays."""
-    return CrossStagePartial(
-        block_path=nn.Sequential(
-            ConvBN(channels, width, 1, activation=activation),
-            *(ResidualBlock(width, hidden, activation) for _ in range(num_blocks)),
-            ConvBN(width, width, 1, activation=activation),
-        ),
-        bypass_path=ConvBN(channels, width, 1, activation=activation),
-        fusion=ConvBN(2 * width, channels, 1, activation=activation),
-    )
+def residual_blocks(count: int, width: int, hidden: int, activation: str) -> list[nn.Module]:
+    """`count` residual blocks of `width` channels."""
+    return [ResidualBlock(width, hidden, activation) for _ in range(count)]
 
 
-class CSPDarknet53(nn.Module):
+class Darknet53(Backbone):
+    """YOLOv3's backbone: images (B, 3, S, S) -> maps (128, 256, 512, 1024 channels) at strides 4, 8, 16, 32."""
+
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    out_channels: tuple[int, ...] = STAGE_CHANNELS[1:]
+
+    def __init__(self, *, activation: str = "leaky") -> None:
+        super().__init__()
+        self.stem = ConvBN(3, 32, 3, activation=activation)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                ConvBN(channels // 2, channels, 3, stride=2, activation=activation),
+                *residual_blocks(num_blocks, channels, channels // 2, activation),
+            )
+            for channels, num_blocks in zip(STAGE_CHANNELS, STAGE_BLOCKS, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return run_stages(self.stages, self.stem(images))[1:]
+
+
+class CSPDarknet53(Backbone):
     """The backbone: images (B, 3, S, S) -> maps (128, 256, 512, 1024 channels) at strides 4, 8, 16, 32.
 
     In the first stage both paths keep all 64 channels and the blocks narrow to 32, as in the cfg; later stages halve.
@@ -56,18 +70,16 @@ class CSPDarknet53(nn.Module):
         for index, (channels, num_blocks) in enumerate(zip(STAGE_CHANNELS, STAGE_BLOCKS, strict=True)):
             width = channels if index == 0 else channels // 2
             hidden = channels // 2
-            self.stages.append(
-                nn.Sequential(
-                    ConvBN(previous, channels, 3, stride=2, activation=activation),
-                    residual_stage(channels, width=width, hidden=hidden, num_blocks=num_blocks, activation=activation),
-                )
+            stage = partial_stage(
+                residual_blocks(num_blocks, width, hidden, activation),
+                in_channels=channels,
+                block_channels=(width, width),
+                bypass=width,
+                out_channels=channels,
+                activation=activation,
             )
+            self.stages.append(nn.Sequential(ConvBN(previous, channels, 3, stride=2, activation=activation), stage))
             previous = channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = self.stem(images)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps[1:])
+        return run_stages(self.stages, self.stem(images))[1:]

@@ -6,10 +6,10 @@ Legend: B images, C channels, S side of the square input.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from detector.models.csp import CrossStagePartial
-from detector.models.layers import ACTIVATIONS, ConvBN
+from detector.models.contract import Backbone
+from detector.models.csp import partial_stage
+from detector.models.layers import ACTIVATIONS, ConvBN, add_first_channels, run_stages
 
 STAGE_BLOCKS = (3, 3, 5, 2)
 STAGE_WIDTHS = (128, 256, 512, 1024)
@@ -20,26 +20,29 @@ SPLIT_IS_LINEAR = (False, True, True, False)
 class BottleneckBlock(nn.Module):
     """1x1, 3x3, 1x1 without activation, plus the input, then the activation: (B, C, H, W) -> (B, C', H, W), C' >= C.
 
-    Where the input has fewer channels, it is added to the first ones (Darknet's partial shortcut).
+    Where the input has fewer channels, it is added to the first ones (Darknet's partial shortcut). A stride stands in
+    the 3x3 convolution; the input's pixels at that stride are added then.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, hidden: int, groups: int, activation: str) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, *, hidden: int, groups: int, activation: str, stride: int = 1
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             ConvBN(in_channels, hidden, 1, activation=activation),
-            ConvBN(hidden, hidden, 3, groups=groups, activation=activation),
+            ConvBN(hidden, hidden, 3, stride=stride, groups=groups, activation=activation),
             ConvBN(hidden, channels, 1, activation="linear"),
         )
-        self.extra_channels = channels - in_channels
+        self.stride = stride
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = functional.pad(x, (0, 0, 0, 0, 0, self.extra_channels)) if self.extra_channels else x
-        out: Tensor = self.activation(self.body(x) + shortcut)
+        shortcut = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
+        out: Tensor = self.activation(add_first_channels(self.body(x), shortcut))
         return out
 
 
-class CSPResNet(nn.Module):
+class CSPResNet(Backbone):
     """The backbone: images (B, 3, S, S) -> maps at strides 4, 8, 16, 32.
 
     Args:
@@ -63,7 +66,6 @@ class CSPResNet(nn.Module):
             down = ConvBN(channels, channels, 3, stride=2, groups=groups, activation=activation)
             # In the first stage the block path starts with 64 channels and widens in its first bottleneck.
             entry = channels if index == 0 else width
-            split = "linear" if SPLIT_IS_LINEAR[index] else activation
             blocks = [
                 BottleneckBlock(
                     entry if number == 0 else width,
@@ -74,25 +76,20 @@ class CSPResNet(nn.Module):
                 )
                 for number in range(STAGE_BLOCKS[index])
             ]
-            stage = CrossStagePartial(
-                block_path=nn.Sequential(
-                    ConvBN(channels, entry, 1, activation=split),
-                    *blocks,
-                    ConvBN(width, width, 1, activation=activation),
-                ),
-                bypass_path=ConvBN(channels, width, 1, activation=split),
-                fusion=ConvBN(2 * width, out_channels[index], 1, activation=activation),
+            stage = partial_stage(
+                blocks,
+                in_channels=channels,
+                block_channels=(entry, width),
+                bypass=width,
+                out_channels=out_channels[index],
+                activation=activation,
+                split_activation="linear" if SPLIT_IS_LINEAR[index] else None,
             )
             self.stages.append(nn.Sequential(down if index else nn.Identity(), stage))
             channels = out_channels[index]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = self.stem(images)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.stem(images))
 
 
 def cspresnet50(*, activation: str = "leaky") -> CSPResNet:

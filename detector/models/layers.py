@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import max_pool2d
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -90,6 +91,13 @@ class Maxout(nn.Module):
         return functools.reduce(torch.maximum, x.chunk(groups, dim=1))  # (B, out_channels, H, W)
 
 
+def check_maxout(in_channels: Sequence[int]) -> None:
+    """Raises: ValueError unless C2, C3, C4 can be compressed to 32, 64, 128 channels, as GFM and EFM do."""
+    for channels, compressed in zip(in_channels[:3], (32, 64, 128), strict=True):
+        if channels % compressed:
+            raise ValueError(f"Maxout to {compressed} channels needs a multiple of them, the backbone gives {channels}")
+
+
 class _Concatenation(torch.autograd.Function):
     """`torch.cat` along the channels whose gradients are dense tensors instead of views into one.
 
@@ -128,6 +136,53 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.gate(x)) * x
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze and excitation (Hu et al., 2018): channel weights from the mean over places; the shape stays.
+
+    Both 1x1 convolutions have biases and end in swish and sigmoid, as in the authors' enetb0.cfg.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            ConvBN(channels, hidden, 1, normalize=False, activation="swish"),
+            ConvBN(hidden, channels, 1, normalize=False, activation="logistic"),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x * self.gate(x)
+        return out
+
+
+class SpatialPyramidPooling(nn.Module):
+    """Maxima over 13x13, 9x9 and 5x5 places and the map itself: (B, C, H, W) -> (B, 4C, H, W) (YOLOv3-SPP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(nn.MaxPool2d(size, stride=1, padding=size // 2) for size in (13, 9, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return concatenate(*(pool(x) for pool in self.pools), x)
+
+
+def add_first_channels(x: Tensor, other: Tensor) -> Tensor:
+    """Adds what both have: the first min(C, C') channels; the shape of `x` stays (Darknet's partial `shortcut`)."""
+    shared = min(x.shape[1], other.shape[1])
+    if shared == x.shape[1]:
+        return x + other[:, :shared]
+    return x + functional.pad(other, (0, 0, 0, 0, 0, x.shape[1] - shared))
+
+
+def run_stages(stages: nn.ModuleList, x: Tensor) -> tuple[Tensor, ...]:
+    """The output of each stage, one fed by the other."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return tuple(maps)
 
 
 def upsample2() -> nn.Module:

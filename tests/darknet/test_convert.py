@@ -32,18 +32,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("backbone", "attention", "letterbox"),
+    ("backbone", "neck", "attention", "letterbox"),
     [
-        ("csppeleenet", "sam", False),
-        ("csppeleenet", "none", True),
-        ("cspdarknet53", "sam", False),
-        ("cspresnext50", "none", False),
+        ("csppeleenet", "efm", "sam", False),
+        ("csppeleenet", "efm", "none", True),
+        ("cspdarknet53", "efm", "sam", False),
+        ("cspresnext50", "efm", "none", False),
+        ("darknet53", "prn_3l", "none", False),
+        ("cspdensenet_reference", "prn_3l", "none", False),
+        ("csppeleenetb_reference", "prn_3l", "none", False),
     ],
 )
-def test_an_exported_detector_gives_the_same_maps(backbone: str, attention: str, letterbox: bool) -> None:
+def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, attention: str, letterbox: bool) -> None:
     config = load_config(ROOT / "configs/tiny.yaml")
-    gamma = 0.5 if backbone == "csppeleenet" else None
-    model = replace(config.model, backbone=backbone, gamma=gamma, attention=attention)  # type: ignore[arg-type]
+    gamma, fusion = (0.5, "csp") if backbone == "csppeleenet" else (None, None)
+    model = replace(config.model, backbone=backbone, gamma=gamma, fusion=fusion, neck=neck, attention=attention)  # type: ignore[arg-type]
     torch.manual_seed(0)
     network = build_detector(model)  # type: ignore[arg-type]
     with torch.no_grad():

@@ -12,7 +12,7 @@ from detector.data.loader import training_batches
 from detector.data.sampler import StepSampler, image_index, network_size
 from detector.data.samples import TrainingSamples
 from detector.data.synthetic import CLASS_NAMES
-from detector.engine.train import open_split
+from detector.engine.detection import open_split
 from detector.structures import Batch
 
 

@@ -17,7 +17,7 @@ from detector.data.mosaic import mosaic
 from detector.data.paths import PathTable
 from detector.data.sampler import PARTNER_WINDOW, image_index, partner_indices
 from detector.data.samples import PictureCache, TrainingSamples, decode_reduction
-from detector.engine.train import open_split
+from detector.engine.detection import open_split
 from detector.errors import InputError
 from detector.structures import Sample
 

@@ -12,7 +12,7 @@ import torch
 
 from detector.config import ExperimentConfig
 from detector.engine.benchmark_training import loader_table, loader_text, random_batch, training_table, training_text
-from detector.engine.train import open_split
+from detector.engine.detection import open_split
 from detector.errors import InputError
 
 Make = Callable[..., ExperimentConfig]

@@ -20,9 +20,10 @@ import torch
 from detector.checkpoint import load_checkpoint
 from detector.config import ExperimentConfig, to_yaml
 from detector.data.loader import training_batches
+from detector.engine.detection import open_split
 from detector.engine.distributed import Ranks, SynchronizedBatchNorm, synchronize_batchnorm
 from detector.engine.evaluate import evaluate
-from detector.engine.train import open_split, train
+from detector.engine.train import train
 from detector.errors import InputError
 from detector.predict import Predictor
 

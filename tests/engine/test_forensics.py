@@ -20,9 +20,9 @@ from detector.data.dataset import DetectionDataset
 from detector.data.loader import explain_lost_workers, training_batches
 from detector.data.samples import TrainingSamples
 from detector.data.watch import ReadingWatch
+from detector.engine.detection import open_split
 from detector.engine.forensics import explain_out_of_memory, first_nonfinite_gradient, first_nonfinite_layer
 from detector.engine.replay import rebuild_batch, save_batch_picture
-from detector.engine.train import open_split
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 from detector.structures import Batch

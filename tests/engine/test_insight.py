@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from detector.config import ExperimentConfig, load_config
+from detector.engine.detection import open_split
 from detector.engine.insight import look_at_labels, object_losses, unlabelled
 from detector.engine.run_report import write_run_report
-from detector.engine.train import open_split
 from detector.predict import Predictor
 from detector.structures import Detections, Sample
 

@@ -196,8 +196,8 @@ def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
 def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
     """Without normalisation's batch statistics the parts add up to the whole; here: the loss terms they are made of."""
     from detector.data.loader import training_batches
-    from detector.engine.step import build_loss, to_network_input
-    from detector.engine.train import open_split
+    from detector.engine.detection import build_loss, open_split
+    from detector.engine.step import to_network_input
     from detector.models import build_detector
 
     sums = []

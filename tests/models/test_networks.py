@@ -76,10 +76,16 @@ def test_head_starts_at_the_prior() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, cspdarknet53, .*got 'vgg'"),
-        ({"neck": "fpn"}, "model.neck: expected one of efm"),
+        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, peleenet, .*got 'vgg'"),
+        ({"neck": "bifpn"}, "model.neck: expected one of efm, efm_spp"),
         ({"gamma": None}, "model.gamma: csppeleenet needs"),
         ({"backbone": "cspdarknet53"}, "has no gamma"),
+        ({"backbone": "cspdarknet53", "gamma": None}, "has no fusion; expected null, got csp"),
+        ({"fusion": None}, "model.fusion: csppeleenet needs csp"),
+        ({"backbone": "resnet10", "gamma": None, "fusion": None, "squeeze_excite": True}, "has no squeeze_excite"),
+        ({"backbone": "darknet_reference", "gamma": None, "fusion": None}, "is for classification"),
+        ({"backbone": "mobilenet_v2", "gamma": None, "fusion": None}, r"efm does not fit mobilenet_v2: Maxout to 32"),
+        ({"neck": "gfm"}, "model.attention: gfm has none; expected none, got sam"),
         ({"scale_xy": (1.0,)}, "efm has 3 scales, got 1"),
     ],
 )
@@ -88,8 +94,6 @@ def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> 
         build_detector(replace(PELEE, **change))  # type: ignore[arg-type]
 
 
-def test_efm_refuses_other_levels() -> None:
-    with pytest.raises(ValueError, match="strides"):
-        ExactFusionModel(in_channels=(128, 256, 512, 640), in_strides=(8, 16, 32, 64))
+def test_efm_refuses_channels_that_maxout_cannot_compress() -> None:
     with pytest.raises(ValueError, match="multiple"):
-        ExactFusionModel(in_channels=(100, 256, 512, 640), in_strides=(4, 8, 16, 32))
+        ExactFusionModel(in_channels=(100, 256, 512, 640))

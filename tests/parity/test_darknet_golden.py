@@ -171,11 +171,25 @@ def test_opencv_as_a_second_opinion(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "cfg"),
-    [("cspdarknet53", "csdarknet53"), ("cspresnet50", "csresnet50"), ("cspresnext50", "csresnext50")],
+    [
+        ("cspdarknet53", "csdarknet53"),
+        ("cspresnet50", "csresnet50"),
+        ("cspresnext50", "csresnext50"),
+        ("darknet53", "darknet53"),
+        ("resnet10", "resnet10"),
+        ("resnet50", "resnet50"),
+        ("resnext50", "resnext50"),
+        ("darknet_reference", "darknet"),
+        ("mobilenet_v2", "mobilenet-v2"),
+        ("cspmobilenet_v2", "csmobilenet-v2"),
+        ("efficientnet_b0", "enetb0"),
+    ],
 )
 def test_native_classifiers_equal_the_official_cfg(backbone: str, cfg: str) -> None:
     config = load_config(Path(__file__).resolve().parents[2] / "configs/cspdarknet53_efm.yaml")
-    classifier = build_classifier(replace(config.model, backbone=backbone), 1000).eval()  # type: ignore[arg-type]
+    activation = {"mobilenet_v2": "relu", "cspmobilenet_v2": "relu", "efficientnet_b0": "swish"}.get(backbone, "leaky")
+    model = replace(config.model, backbone=backbone, activation=activation)  # type: ignore[arg-type]
+    classifier = build_classifier(model, 1000).eval()
     torch.manual_seed(0)
     network = load_darknet(DARKNET / f"cfg/{cfg}.cfg")
     for name, buffer in network.named_buffers():
@@ -189,7 +203,7 @@ def test_native_classifiers_equal_the_official_cfg(backbone: str, cfg: str) -> N
         expected, found = network(images), classifier(images)
     assert expected.shape == (2, 1000)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    other = build_classifier(replace(config.model, backbone="csppeleenet", gamma=0.5), 1000)  # type: ignore[arg-type]
+    other = build_classifier(replace(config.model, backbone="csppeleenet", gamma=0.5, fusion="csp"), 1000)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="are not those of this classifier"):
         copy_classifier_weights(network, other)
 

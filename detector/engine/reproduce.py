@@ -1,0 +1,79 @@
+"""What has to be measured to fill a row of the paper's tables: speed on this machine, AP on given data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detector.analysis.paper import PaperRow, Reproduction
+from detector.checkpoint import load_checkpoint
+from detector.config import ClassifyConfig, ExperimentConfig, load_run_config
+from detector.data import open_dataset
+from detector.engine.benchmark_inference import inference_table
+from detector.engine.classification import evaluate_checkpoint
+from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+from detector.load import fresh_detector, load_detector
+from detector.predict import Predictor
+
+QUICKEST = ("openvino", "openvino-bf16")
+
+
+def measure_fps(
+    row: PaperRow, *, backends: tuple[str, ...] = QUICKEST, rounds: int = 3, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """`inference_table` of the row's detector, untrained, at its size; None for classifiers and rows without config.
+
+    Raises:
+        InputError: none of the backends can run it.
+    """
+    config = load_run_config(row.config) if row.config is not None else None
+    if row.config is None or not isinstance(config, ExperimentConfig):
+        return None
+    loaded = fresh_detector(config, row.config)
+    return inference_table(loaded, backends=backends, precisions=("fp32", "bf16"), rounds=rounds, say=say)
+
+
+def best_fps(table: dict[str, Any]) -> float:
+    """Frame to boxes, one picture at a time, with the quickest of the table's rows."""
+    return float(max(row["fps"] for row in table["rows"]))
+
+
+def measure_ap(found: Reproduction, *, data: str | None, split: str | None, progress: bool) -> bool:
+    """Fills in AP, or top-1 and top-5, where the row's run (weights/<config name>) has weights here.
+
+    Args:
+        found: the row, which is filled.
+        data: data set; None = the one of the row's config.
+        split: part of it; None = the config's.
+        progress: show a bar on stderr.
+
+    Returns:
+        Whether there were weights.
+
+    Raises:
+        InputError: the data are not there.
+    """
+    if found.row.config is None:
+        return False
+    config = load_run_config(found.row.config)
+    weights = Path(config.run_dir or ".") / "best.safetensors"
+    if not weights.is_file():
+        return False
+    split = split or (None if data else config.data.val)
+    if isinstance(config, ClassifyConfig):
+        measured = evaluate_checkpoint(load_checkpoint(weights), root=data, split=split, progress=progress)
+        names: tuple[str, ...] = ("top1", "top5")
+    else:
+        dataset = open_dataset(data or config.data.root, split, class_names=config.model.class_names)
+        settings = config.evaluate
+        predictor = Predictor.from_loaded(
+            load_detector(weights),
+            score_threshold=settings.score_threshold,
+            nms_threshold=settings.nms_threshold,
+            max_detections=MAX_DETECTIONS,
+        )
+        result = evaluate(predictor, dataset, coco_detections=settings.max_detections, progress=progress)
+        measured, names = result.compute(), ("ap", "ap50", "ap75")
+    found.ours |= {name: 100 * measured[name] for name in names if measured[name] is not None}
+    return True
