@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends": {"checkpoint", "errors", "load", "runtime"},
     "predict": {"backends", "build", "config", "data", "errors", "load", "postprocess", "runtime", "structures"},
     "export": {
+        "analysis",
         "backends",
         "boxes",
         "checkpoint",

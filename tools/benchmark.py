@@ -1,9 +1,10 @@
-"""Measures how fast a detector runs on this machine, or how fast it trains.
+"""Measures how fast detectors run on this machine, or how fast one trains.
 
 Examples:
     python tools/benchmark.py weights/mine --data data/bccd --split test
     python tools/benchmark.py yolov4-tiny.cfg --backends openvino,opencv --precisions fp32,bf16
     python tools/benchmark.py configs/csppelee_efm.yaml --fresh preprocess.size_hw=[416,416]
+    python tools/benchmark.py --table5
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --loader
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --train train.batch_size=16 preprocess.size_hw=[416,416]
 """
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    if options.loader or options.train:
+    if options.table5:
+        report, text = measure_table5(options)
+    elif options.loader or options.train:
         report, text = measure_training(options)
     else:
         report, text = measure_inference(options)
@@ -54,6 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
     parser.add_argument("--loader", action="store_true", help="milliseconds for reading and augmenting, by stage")
     parser.add_argument("--train", action="store_true", help="images per second of training steps, beside plain fp32")
+    parser.add_argument("--table5", action="store_true", help="every detector of the paper's Table 5 at its size")
     parser.add_argument("--images", type=int, default=400, help="to measure the loader over (%(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns (%(default)s)")
     parser.add_argument("--threads", type=int, help="default: one for each processor")
@@ -120,6 +124,14 @@ def find(options: argparse.Namespace) -> Loaded:
     if options.overrides:
         raise InputError(f"benchmark: {options.overrides[0]}: only with --fresh, --loader or --train")
     return find_model(options.model, options.weights, options.names)
+
+
+def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The detectors of Table 5 beside the published rates, and the text."""
+    from detector.engine.reproduce import benchmark_table5, table5_text
+
+    table = benchmark_table5(rounds=options.rounds, say=say)
+    return table, table5_text(table)
 
 
 def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

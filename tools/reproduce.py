@@ -9,6 +9,7 @@ Examples:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
     else:
         traffic = {
             name: (
-                [_product(cost.input_chw) for cost in costs],
-                [_product(cost.output_chw) for cost in costs],
+                [math.prod(cost.input_chw) for cost in costs],
+                [math.prod(cost.output_chw) for cost in costs],
             )
             for name, costs in layers.items()
         }
@@ -107,10 +108,6 @@ def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
     else:
         print(f"{text}\nplot: {out}")
     return 0
-
-
-def _product(chw: tuple[int, int, int]) -> int:
-    return chw[0] * chw[1] * chw[2]
 
 
 if __name__ == "__main__":

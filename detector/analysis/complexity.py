@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class LayerCost:
     params: int
     bflops: float
     cio: int
+
+    @property
+    def elements_moved(self) -> int:
+        """Elements of input and output; CIO without its exception for Maxout."""
+        return math.prod(self.input_chw) + math.prod(self.output_chw)
 
 
 def measure_complexity(network: nn.Module, size_hw: tuple[int, int]) -> list[LayerCost]:

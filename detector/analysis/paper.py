@@ -236,14 +236,10 @@ def figure_8_text(layers: dict[str, list[LayerCost]]) -> str:
     """The CIO of both networks."""
     lines = []
     for name, costs in layers.items():
-        read = sum(_elements(cost.input_chw) for cost in costs)
-        written = sum(_elements(cost.output_chw) for cost in costs)
+        read = sum(math.prod(cost.input_chw) for cost in costs)
+        written = sum(math.prod(cost.output_chw) for cost in costs)
         lines.append(
             f"{name}: CIO {sum(cost.cio for cost in costs) / 1e6:.2f} M in {len(costs)} layers "
             f"(input {read / 1e6:.2f} M, output {written / 1e6:.2f} M)"
         )
     return "\n".join(lines)
-
-
-def _elements(chw: tuple[int, int, int]) -> int:
-    return chw[0] * chw[1] * chw[2]

@@ -19,3 +19,16 @@ def matrix_product_gflops(dtype: torch.dtype, *, repeats: int = 3) -> float:
         torch.mm(left, right)
         seconds.append(time.perf_counter() - started)
     return 2 * SIDE**3 / min(seconds) / 1e9
+
+
+def copy_gbytes(*, num_bytes: int = 2**28, repeats: int = 3) -> float:
+    """What copying a large tensor achieves with torch's threads: 10^9 bytes read and written a second."""
+    source = torch.ones(num_bytes // 4)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - started)
+    return 2 * num_bytes / min(seconds) / 1e9

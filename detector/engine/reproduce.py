@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detector.analysis.paper import PaperRow, Reproduction
+from detector.analysis.paper import PaperRow, Reproduction, load_table
 from detector.checkpoint import load_checkpoint
 from detector.config import ClassifyConfig, ExperimentConfig, load_run_config
 from detector.data import open_dataset
@@ -77,3 +77,52 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
         measured, names = result.compute(), ("ap", "ap50", "ap75")
     found.ours |= {name: 100 * measured[name] for name in names if measured[name] is not None}
     return True
+
+
+TABLE_5_BACKENDS = ("opencv", "openvino", "openvino-bf16")
+
+
+def benchmark_table5(*, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Every detector of the paper's Table 5 at its size: frames per second of the network alone, on this machine.
+
+    Returns:
+        `rows`, each: row, published_cpu_fps (None where the paper has none), the fps of each backend (None where it
+        cannot run the network), frame_to_boxes_fps of the quickest; and the machine.
+    """
+    title, rows = load_table("5")
+    answer: dict[str, Any] = {"title": title, "rows": []}
+    for row in rows:
+        say(row.name)
+        table = measure_fps(row, backends=TABLE_5_BACKENDS, rounds=rounds, say=lambda _: None)
+        if table is None:
+            continue
+        answer |= {"cpu": table["cpu"], "threads": table["threads"]}
+        published = row.published.get("fps_cpu")
+        measured = {one["backend"]: 1000 / one["p50_ms"] for one in table["rows"]}
+        answer["rows"].append(
+            {
+                "row": row.name,
+                "reconstruction": row.reconstruction,
+                "gflop": table["gflop"],
+                "published_cpu_fps": float(published) if published else None,
+                **{backend: measured.get(backend) for backend in TABLE_5_BACKENDS},
+                "frame_to_boxes_fps": best_fps(table),
+            }
+        )
+    return answer
+
+
+def table5_text(answer: dict[str, Any]) -> str:
+    """`benchmark_table5` for people."""
+    lines = [
+        f"networks of Table 5, one picture at a time, frames per second; here: {answer['cpu']}, "
+        f"{answer['threads']} threads; published: i9-9900K, 8 cores, OpenCV",
+        f"{'':<32}{'GFLOP':>7}{'published':>11}"
+        + "".join(f"{backend:>15}" for backend in TABLE_5_BACKENDS)
+        + f"{'frame to boxes':>16}",
+    ]
+    for row in answer["rows"]:
+        published = "-" if row["published_cpu_fps"] is None else f"{row['published_cpu_fps']:.0f}"
+        cells = "".join(f"{'-' if row[name] is None else format(row[name], '.0f'):>15}" for name in TABLE_5_BACKENDS)
+        lines.append(f"{row['row']:<32}{row['gflop']:>7.2f}{published:>11}{cells}{row['frame_to_boxes_fps']:>16.0f}")
+    return "\n".join(lines)

@@ -19,6 +19,7 @@ from detector.runtime.signal_stack import kept_signal_stack
 from detector.runtime.threads import usable_cpus
 from detector.structures import Floats
 
+BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512,cpu:jit_avx512_1x1"
 
 
@@ -58,7 +59,7 @@ class OpenVinoRuntime:
         blocked = bf16 and not _has_tiles()
         self._channels_last = not blocked and all(len(output.partial_shape) == 4 for output in graph.outputs)
         graph = _fit_memory(graph, channels_last=self._channels_last)
-        if blocked:
+        if blocked and has_whole_blocks(graph):
             graph = prefer_blocked_layout(graph)
         with kept_signal_stack():
             self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
@@ -130,6 +131,16 @@ def prefer_blocked_layout(model: openvino.Model) -> openvino.Model:
             ElementTree.SubElement(notes, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
         tree.write(path)
         return openvino.Core().read_model(str(path))
+
+
+def has_whole_blocks(model: openvino.Model) -> bool:
+    """Whether every convolution but the first takes a multiple of 16 channels.
+
+    Where some do not, as in dense layers that add 8 channels, the blocked kernels do not fit, and OpenVINO falls back
+    on reference code that is 20 to 40 times slower than its other kernels.
+    """
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    return all(node.input(1).get_shape()[1] % BLOCK == 0 for node in convolutions[1:])
 
 
 def _has_tiles() -> bool:

@@ -1,0 +1,86 @@
+"""What the layers of an exported file cost and how long they take, by OpenVINO's own account."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import openvino
+
+from detector.analysis.complexity import LayerCost
+from detector.errors import InputError
+from detector.runtime.openvino_backend import read_model
+from detector.runtime.signal_stack import kept_signal_stack
+
+WARM_UP = 3
+POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool"}
+
+
+def exported_costs(path: Path, *, runs: int = 10) -> tuple[list[LayerCost], dict[str, float], float]:
+    """The convolutions and poolings of an .onnx or .xml file.
+
+    Args:
+        path: of the file.
+        runs: on one image that count, after some that warm up.
+
+    Returns:
+        costs in the order of execution; the median ms of the layers that OpenVINO times; of the whole network.
+
+    Raises:
+        InputError: another kind of file, or one that cannot be opened.
+    """
+    if path.suffix not in {".onnx", ".xml"}:
+        raise InputError(f"{path}: only .onnx and .xml files say what their layers are")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    model = read_model(path)
+    shape = [1 if side.is_dynamic else side.get_length() for side in model.input().get_partial_shape()]
+    model.reshape(shape)
+    costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
+    images = np.zeros(shape, np.uint8 if model.input().element_type == openvino.Type.u8 else np.float32)
+    with kept_signal_stack():
+        compiled = openvino.Core().compile_model(model, "CPU", {"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        spent: dict[str, list[float]] = defaultdict(list)
+        totals = []
+        for number in range(WARM_UP + runs):
+            request.infer([images])
+            if number >= WARM_UP:
+                for node in request.profiling_info:
+                    spent[node.node_name].append(1000 * node.real_time.total_seconds())
+                totals.append(request.latency)
+    known = {cost.name for cost in costs}
+    return costs, {name: median(values) for name, values in spent.items() if name in known}, median(totals)
+
+
+def _cost(operation: Any) -> LayerCost | None:
+    kind = operation.get_type_name()
+    if kind not in {"Convolution", "GroupConvolution", *POOLS}:
+        return None
+    source, target = (tuple(port.get_shape()) for port in (operation.input(0), operation.output(0)))
+    chw_in, chw_out = ((shape[1], shape[2], shape[3]) for shape in (source, target))
+    places = chw_out[1] * chw_out[2]
+    params, operations = 0, 0
+    strides = operation.get_attributes()["strides"]
+    if kind in POOLS:
+        kernel = operation.get_attributes()["kernel"]
+        operations = kernel[0] * kernel[1] * chw_out[0] * places if kind == "MaxPool" else 0
+    else:
+        weights = tuple(operation.input(1).get_shape())
+        kernel = weights[-2:]
+        params = int(np.prod(weights))
+        operations = 2 * params * places
+    elements = sum(int(np.prod(chw)) for chw in (chw_in, chw_out))
+    return LayerCost(
+        name=operation.get_friendly_name(),
+        kind=POOLS.get(kind, "conv"),
+        kernel=f"{kernel[0]}x{kernel[1]}/{strides[0]}",
+        input_chw=chw_in,
+        output_chw=chw_out,
+        params=params,
+        bflops=operations / 1e9,
+        cio=elements,
+    )
