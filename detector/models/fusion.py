@@ -16,6 +16,13 @@ from detector.models.contract import Neck
 from detector.models.layers import ConvBN, Maxout, SpatialAttention, check_maxout, concatenate, upsample2
 
 
+def global_context(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
+    """G and a 1x1 convolution: (B, in, H, W) -> (B, out, 1, 1). With biases: one place has nothing to normalise."""
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), ConvBN(in_channels, out_channels, 1, normalize=False, activation=activation)
+    )
+
+
 class GlobalFusionModel(Neck):
     """GFM: all scales and the global mean in one map of stride 16, from which each scale takes its features.
 
@@ -38,7 +45,7 @@ class GlobalFusionModel(Neck):
         self.maxout_c2, self.maxout_c3, self.maxout_c4 = Maxout(32), Maxout(64), Maxout(128)
         self.up = upsample2()
         self.lateral5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), conv(256, 128, 1))
-        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(in_channels[3], 128, 1))
+        self.context = global_context(in_channels[3], 128, activation)
         self.down3 = conv(64, 64, 3, 2)
         self.down2 = nn.Sequential(conv(32, 64, 3, 2), conv(64, 64, 3, 2))
         self.gather = nn.Sequential(conv(512, 128, 1), conv(128, 128, 3))
@@ -85,7 +92,7 @@ class ContextEnhancement(Neck):
 
         self.local4 = conv(in_channels[2], 256, 1)
         self.local5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), upsample2())
-        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(in_channels[3], 256, 1))
+        self.context = global_context(in_channels[3], 256, activation)
         self.attend4 = attend()
         self.fuse4 = nn.Sequential(conv(256, 128, 1), conv(128, 128, 3))
         self.next5 = nn.Sequential(conv(256, 256, 3, 2), attend())
