@@ -25,6 +25,8 @@ from detector.runtime.signal_stack import kept_signal_stack
 from detector.structures import Floats
 
 MAX_CALIBRATION_PICTURES = 300
+MAX_RANKING_PICTURES = 64
+"""On so many it is tried which layer costs the most AP50; the budget itself is measured on all."""
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 Measure = Callable[[Runtime, Sequence[int]], float]
 
@@ -89,7 +91,7 @@ def quantize(
                 preset=QuantizationPreset.MIXED,
                 subset_size=len(pictures),
                 advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
-                    ranking_subset_size=num_images
+                    ranking_subset_size=min(num_images, MAX_RANKING_PICTURES)
                 ),
             )
     except Exception as error:  # NNCF's exceptions have no common class but this

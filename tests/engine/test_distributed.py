@@ -160,7 +160,7 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
         os.kill(int(children[-1]), signal.SIGKILL)
         assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
         with suppress(subprocess.TimeoutExpired):
-            launcher.wait(timeout=90)
+            launcher.wait(timeout=45)
     # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up or
     # waits for ever: it is started again with the same command, as a job system would.
     if launcher.returncode != 0:

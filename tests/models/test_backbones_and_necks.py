@@ -41,7 +41,8 @@ def test_a_backbone_gives_what_it_announces(name: str) -> None:
 def test_a_neck_gives_what_it_announces(neck: str) -> None:
     announced = NECKS[neck](model("csppeleenet", neck), (128, 256, 512, 640))
     maps = [
-        torch.rand(1, channels, 128 // stride, 64 // stride) for channels, stride in zip((128, 256, 512, 640), LEVELS)
+        torch.rand(1, channels, 128 // stride, 64 // stride)
+        for channels, stride in zip((128, 256, 512, 640), LEVELS, strict=True)
     ]
     with torch.no_grad():
         fused = announced.eval()(maps)
