@@ -131,8 +131,22 @@ def _parse_record(text: str | None, path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: was not written by this program, or by a newer one ({FORMAT} expected)")
 
 
-def find_weights(folders: Iterable[Path]) -> Path:
+def holds_classifier(path: Path) -> bool:
+    """Whether a weights file is a classifier's, from its header alone; False for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return False
+    return "num_classes" in record.get("model", {})
+
+
+def find_weights(folders: Iterable[Path], *, detectors_only: bool = True) -> Path:
     """The weights to use when none are named: of the newest run below the folders, else the newest released file.
+
+    Args:
+        folders: to look in.
+        detectors_only: pass over classifiers.
 
     Raises:
         InputError: there are none.
@@ -140,7 +154,8 @@ def find_weights(folders: Iterable[Path]) -> Path:
     folders = [folder for folder in folders if folder.is_dir()]
     runs = [path for folder in folders for path in folder.glob("*/best.safetensors")]
     released = [path for folder in folders for path in folder.glob("*.safetensors")]
-    for candidates in (runs, released):
+    for found in (runs, released):
+        candidates = [path for path in found if not (detectors_only and holds_classifier(path))]
         if candidates:
             return max(candidates, key=lambda path: path.stat().st_mtime)
     raise InputError("no weights found in weights/; train first (make demo, or tools/train.py) or give --weights FILE")

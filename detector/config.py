@@ -495,6 +495,8 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     tree = _parse_yaml(read_text(path), str(path))
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of sections (model:, data:, ...), got {type(tree).__name__}")
+    if path.name == "config.yaml" and (path.parent / "last.safetensors").is_file():
+        tree = _with_later_fields(tree)  # of a run that may have begun before they existed
     _complete(tree, path, overrides)
     if "task" in tree:
         return _validated(_CLASSIFY, tree, str(path))
@@ -521,13 +523,21 @@ def to_yaml(config: RunConfig) -> str:
 
 def parse_experiment_text(text: str, where: str) -> ExperimentConfig:
     """An experiment that was stored as text by `to_yaml` (in a weights file `where`). Raises: InputError."""
-    tree = _parse_yaml(text, where)
-    for section, fields in _ADDED_LATER.items():
-        if isinstance(tree, dict) and isinstance(tree.get(section), dict):
-            tree[section] = {**fields, **tree[section]}
-    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        tree["model"] = _with_later_options(tree["model"])
-    return _validated(_EXPERIMENT, tree, where)
+    return _validated(_EXPERIMENT, _with_later_fields(_parse_yaml(text, where)), where)
+
+
+def _with_later_fields(tree: Any) -> Any:
+    """A stored experiment with the fields that it was written before."""
+    if not isinstance(tree, dict):
+        return tree
+    added = {
+        section: {**fields, **tree[section]}
+        for section, fields in _ADDED_LATER.items()
+        if isinstance(tree.get(section), dict) and "task" not in tree
+    }
+    if isinstance(tree.get("model"), dict):
+        added["model"] = _with_later_options(tree["model"])
+    return {**tree, **added}
 
 
 def _with_later_options(model: dict[str, Any]) -> dict[str, Any]:

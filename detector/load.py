@@ -233,7 +233,10 @@ def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None
     Raises:
         InputError: a config's run holds no weights yet, or a file is damaged.
     """
-    path = Path(weights or model or ".")
+    if weights is None and model is None:
+        path = find_weights([Path("weights"), PROJECT_ROOT / "weights"], detectors_only=False)
+    else:
+        path = Path(weights or model or ".")
     if weights is None and path.suffix in {".yaml", ".yml"}:
         config = load_run_config(path)
         if not isinstance(config, ClassifyConfig):

@@ -111,3 +111,14 @@ def test_a_config_that_was_stored_before_a_field_existed_is_read() -> None:
         for name in fields:
             del tree[section][name]
     assert parse_experiment_text(yaml.safe_dump(tree), "old.safetensors") == config
+
+
+def test_a_run_from_before_a_field_existed_goes_on_with_its_config(trained_run: Path, tmp_path: Path) -> None:
+    lines = (trained_run / "config.yaml").read_text().splitlines(keepends=True)
+    old = [line for line in lines if not line.strip().startswith(("fusion:", "squeeze_excite:", "power:"))]
+    assert len(old) == len(lines) - 3
+    (tmp_path / "config.yaml").write_text("".join(old))
+    with pytest.raises(InputError, match="missing; every field must stand in the file"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "last.safetensors").touch()
+    assert load_config(tmp_path / "config.yaml") == load_config(trained_run / "config.yaml")

@@ -71,7 +71,7 @@ def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     costs = measure_complexity(network, size_hw)
     totals = total_complexity(network, costs)
     peak_bytes, held = activation_memory(network, size_hw)
-    text = complexity_table(costs, totals)
+    text = complexity_table(costs, totals, held)
     text += f"\nfeature maps: {peak_bytes / 2**20:.1f} MB at once in float32, batch 1"
     if weights_bytes is not None:
         text += f"\nits .weights file has {weights_bytes:,} bytes (4 less when older than version 0.2)"
@@ -90,12 +90,14 @@ def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.size or options.classifier:
         raise InputError(f"{options.model}: an exported file has a size of its own; --size and --classifier do not fit")
 
+    import torch
+
     from detector.analysis.complexity import Totals, complexity_table
     from detector.export.costs import exported_costs
 
-    costs, times, total_ms = exported_costs(Path(options.model))
+    costs, times, total_ms = exported_costs(Path(options.model), threads=torch.get_num_threads())
     params = sum(cost.params for cost in costs)
-    totals = Totals(params, params, sum(cost.bflops for cost in costs), sum(cost.cio for cost in costs))
+    totals = Totals(params, None, sum(cost.bflops for cost in costs), sum(cost.cio for cost in costs))
     report = {"totals": asdict(totals), "layers": [asdict(cost) for cost in costs]}
     text = complexity_table(costs, totals)
     if options.measure:

@@ -130,7 +130,10 @@ def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The detectors of Table 5 beside the published rates, and the text."""
     from detector.engine.reproduce import benchmark_table5, table5_text
 
-    table = benchmark_table5(rounds=options.rounds, say=say)
+    for name in ("model", "weights", "backends", "data", "size", "out"):
+        if getattr(options, name):
+            raise InputError(f"--table5: runs all detectors of the table at their sizes; {name} does not fit")
+    table = benchmark_table5(rounds=options.rounds, threads=options.threads, say=say)
     return table, table5_text(table)
 
 

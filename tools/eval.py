@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
 
     classifier = find_classifier(options.model, options.weights)
     if classifier is not None:
+        for name in ("submit", "backend", "images", "names", "out"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name}: is for detectors, this is a classifier")
         return evaluate_classifier(classifier, options.data, options.split, options.json)
     loaded = find_model(options.model, options.weights, options.names)
     stored = loaded.info.get("config")

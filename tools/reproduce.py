@@ -17,6 +17,7 @@ from detector.cli import Parser, print_json, run, say
 from detector.errors import InputError
 
 MEASURES = {"fps", "ap"}
+PLOTS = (".png", ".svg", ".pdf")
 
 
 def main(arguments: list[str]) -> int:
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> int:
     if measures - MEASURES:
         raise InputError(f"--measure: expected some of {', '.join(sorted(MEASURES))}, got {options.measure!r}")
     if options.figure is not None:
+        if options.row or measures or options.data or options.split:
+            raise InputError("--figure: --row, --measure, --data and --split are for tables")
         return draw_figure(options.figure, options.out or Path(f"figure{options.figure}.png"), as_json=options.json)
     return print_table(options, measures)
 
@@ -68,7 +71,7 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
 
         for one in found:
             say(f"measuring {one.row.name}")
-            table = measure_fps(one.row, say=lambda _: None)
+            table = measure_fps(one.row, say=say_if_left_out)
             if table is not None:
                 one.ours["fps"] = best_fps(table)
                 machine = f"{table['cpu']}, {table['threads']} threads"
@@ -80,6 +83,12 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
     return machine
 
 
+def say_if_left_out(text: str) -> None:
+    """Of all that a measurement tells, only what went wrong."""
+    if text.startswith("left out"):
+        say(text)
+
+
 def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
     """The plot as a file, and its figures as text."""
     from dataclasses import asdict
@@ -88,6 +97,8 @@ def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
     from detector.metrics.plots import plot_layer_bars, plot_layer_traffic
 
     layers = figure_layers(number)
+    if out.suffix not in PLOTS:
+        raise InputError(f"--out {out}: expected a name that ends in {', '.join(PLOTS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     if number == "7":
         bars = {name: [cost.bflops for cost in costs] for name, costs in layers.items()}

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,10 +111,13 @@ def _layer_cost(name: str, module: nn.Module, source: Tensor, target: Tensor) ->
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the layers, in the paper's counting; `params_with_norm` adds the normalisations' scales and shifts."""
+    """Sums over the layers, in the paper's counting; `params_with_norm` adds the normalisations' scales and shifts.
+
+    It is None where they are part of the convolutions already.
+    """
 
     params: int
-    params_with_norm: int
+    params_with_norm: int | None
     bflops: float
     cio: int
 
@@ -129,21 +132,30 @@ def total_complexity(network: nn.Module, costs: list[LayerCost]) -> Totals:
     )
 
 
-def complexity_table(costs: list[LayerCost], totals: Totals) -> str:
-    """Layers and totals as text."""
+def complexity_table(costs: list[LayerCost], totals: Totals, held: Mapping[str, int] | None = None) -> str:
+    """Layers and totals as text.
+
+    Args:
+        costs: of the layers.
+        totals: their sums.
+        held: bytes of feature maps in memory after each layer, where they are known.
+    """
+    with_norm = f"; {totals.params_with_norm:,} with normalisation" if totals.params_with_norm is not None else ""
+    memory = held or {}
     width = max(len(cost.name) for cost in costs)
     lines = [
         f"{'':>4} {'layer':<{width}} {'kind':<8}{'kernel':<8}{'input':>16}{'output':>16}{'params':>11}{'BFLOPs':>9}"
+        f"{'CIO M':>8}" + (f"{'held MB':>9}" if memory else "")
     ]
     for number, cost in enumerate(costs):
         source, target = ("x".join(map(str, chw)) for chw in (cost.input_chw, cost.output_chw))
         lines.append(
             f"{number:>4} {cost.name:<{width}} {cost.kind:<8}{cost.kernel:<8}{source:>16}{target:>16}"
-            f"{cost.params:>11,}{cost.bflops:>9.4f}"
+            f"{cost.params:>11,}{cost.bflops:>9.4f}{cost.cio / 1e6:>8.3f}"
+            + (f"{memory[cost.name] / 2**20:>9.2f}" if cost.name in memory else "")
         )
     lines.append(
-        f"total: {totals.params / 1e6:.2f} M parameters ({totals.params:,}; "
-        f"{totals.params_with_norm:,} with normalisation), "
+        f"total: {totals.params / 1e6:.2f} M parameters ({totals.params:,}{with_norm}), "
         f"{totals.bflops:.3f} BFLOPs, CIO {totals.cio / 1e6:.1f} M"
     )
     return "\n".join(lines)

@@ -65,7 +65,7 @@ class Reproduction:
     @property
     def within_tolerance(self) -> bool:
         """To the printed digits where the layers are known, within 1 % where they are not."""
-        return self.status in {"exact", "built"} or (self.row.reconstruction and self.status == "within 1 %")
+        return self.status == "exact" or (self.row.reconstruction and self.status == "within 1 %")
 
 
 def load_table(number: str) -> tuple[str, list[PaperRow]]:
@@ -158,7 +158,7 @@ def table_text(title: str, found: Sequence[Reproduction]) -> str:
         remark = f"{one.status}{', reconstruction' if one.row.reconstruction else ''}"
         reason = one.row.impossible or one.row.note
         lines.append(f"{one.row.name:<{width}}{cells}  {remark}{f' ({reason})' if reason else ''}")
-    misses = [one for one in found if one.row.config is not None and not one.within_tolerance]
+    misses = [one for one in found if one.deviations and not one.within_tolerance]
     for one in misses:
         off = ", ".join(f"{HEADINGS[name]} {value:+.2%}" for name, value in one.deviations.items())
         lines.append(f"misses: {one.row.name}: {off}")
@@ -168,11 +168,13 @@ def table_text(title: str, found: Sequence[Reproduction]) -> str:
 def summary(found: Sequence[Reproduction]) -> str:
     """The line "rows: N, within tolerance: N, reconstructions: N, impossible: N (why)"."""
     why = Counter(one.row.impossible for one in found if one.row.impossible)
+    uncounted = sum(one.status == "built" for one in found)
     reasons = "; ".join(f"{count} {reason}" for reason, count in why.items())
     return (
         f"rows: {len(found)}, within tolerance: {sum(one.within_tolerance for one in found)}, "
         f"reconstructions: {sum(one.row.reconstruction for one in found)}, "
         f"impossible: {sum(why.values())}{f' ({reasons})' if reasons else ''}"
+        + (f"; without published counts: {uncounted}" if uncounted else "")
     )
 
 

@@ -83,6 +83,8 @@ class CfgWriter:
         if isinstance(module, CrossStagePartial):
             return self._cross_stage_partial(module, layer)
         if isinstance(module, TwoWayDenseLayer):
+            if module.weigh is not None:
+                raise InputError("to-darknet: does not know squeeze and excitation (model.squeeze_excite)")
             deep = self.module(module.deep, layer)
             shallow = self.module(module.shallow, layer)
             return self.section("route", {"layers": [layer, deep, shallow]})

@@ -161,11 +161,12 @@ def centre_view(image: Image, size: int) -> Image:
 def cutmix(images: Sequence[Image], targets: Sequence[Floats], rng: np.random.Generator) -> tuple[Image, Floats]:
     """A rectangle of the second picture in the first (Yun et al., 2019), and the targets in the shares of the area."""
     size = images[0].shape[0]
-    side = round(size * math.sqrt(1 - rng.uniform(0.3, 0.8)))  # Darknet's `cutmix` keeps 0.3 to 0.8
-    top, left = rng.integers(0, size - side + 1, 2)
+    height, width = (round(size * rng.uniform(0.3, 0.8)) for _ in range(2))  # as Darknet: 9 to 64 % of the area
+    top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
     mixed = images[0].copy()
-    mixed[top : top + side, left : left + side] = images[1][top : top + side, left : left + side]
-    share = np.float32(side * side / (size * size))
+    place = slice(top, top + height), slice(left, left + width)
+    mixed[place] = images[1][place]
+    share = np.float32(height * width / (size * size))
     return mixed, (1 - share) * targets[0] + share * targets[1]
 
 

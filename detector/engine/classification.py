@@ -54,12 +54,8 @@ class ClassificationTask:
         data, num_classes = config.data, config.model.num_classes
         self.train_set = open_image_folder(data.root, data.train, num_classes=num_classes)
         self.val_set = open_image_folder(data.root, data.val, num_classes=num_classes)
-        different = set(self.train_set.class_names) ^ set(self.val_set.class_names)
-        if different:
-            raise InputError(
-                f"{self.val_set.name}: its class folders are not those of {self.train_set.name}: "
-                f"{', '.join(sorted(different)[:5])} stands in one of them only"
-            )
+        require_classes(self.val_set, self.train_set.class_names, self.train_set.name)
+        self.notes: dict[str, Any] = {"class_names": list(self.train_set.class_names)}
 
     def describe_data(self) -> Iterable[str]:
         for dataset in (self.train_set, self.val_set):
@@ -126,10 +122,21 @@ def evaluate_checkpoint(
     data = open_image_folder(
         root or config.data.root, split or config.data.val, num_classes=checkpoint.model.num_classes
     )
+    require_classes(data, checkpoint.info["class_names"], "the training data")
     network = build_network(checkpoint.model)
     network.load_state_dict(checkpoint.weights())
     places = list(classify_all(network.eval(), data, range(len(data)), config, torch.device("cpu"), progress=progress))
     return {**top_k(places), "images": len(places)}
+
+
+def require_classes(dataset: ClassifiedImages, class_names: Sequence[str], where: str) -> None:
+    """Raises: InputError unless the class folders are those of `where`."""
+    different = set(dataset.class_names) ^ set(class_names)
+    if different:
+        raise InputError(
+            f"{dataset.name}: its class folders are not those of {where}: {', '.join(sorted(different)[:5])} stands in "
+            "one of them only"
+        )
 
 
 def smooth(targets: Tensor, smoothing: float) -> Tensor:

@@ -51,6 +51,7 @@ class DetectionTask:
         self.config = config
         self.ranks = ranks
         self.metric: str = config.evaluate.metric
+        self.notes: dict[str, Any] = {}  # the classes stand in the config
         self.train_set, self.val_set = open_split(config, config.data.train), open_split(config, config.data.val)
 
     def describe_data(self) -> Iterable[str]:

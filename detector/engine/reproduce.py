@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detector.analysis.paper import PaperRow, Reproduction, load_table
 from detector.checkpoint import load_checkpoint
-from detector.config import ClassifyConfig, ExperimentConfig, load_run_config
+from detector.config import ClassifyConfig, ExperimentConfig, RunConfig, load_run_config
 from detector.data import open_dataset
 from detector.engine.benchmark_inference import inference_table
 from detector.engine.classification import evaluate_checkpoint
 from detector.engine.evaluate import MAX_DETECTIONS, evaluate
+from detector.errors import InputError
 from detector.load import fresh_detector, load_detector
 from detector.predict import Predictor
 
@@ -20,7 +22,12 @@ QUICKEST = ("openvino", "openvino-bf16")
 
 
 def measure_fps(
-    row: PaperRow, *, backends: tuple[str, ...] = QUICKEST, rounds: int = 3, say: Callable[[str], None]
+    row: PaperRow,
+    *,
+    backends: tuple[str, ...] = QUICKEST,
+    rounds: int = 3,
+    threads: int | None = None,
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """`inference_table` of the row's detector, untrained, at its size; None for classifiers and rows without config.
 
@@ -31,7 +38,9 @@ def measure_fps(
     if row.config is None or not isinstance(config, ExperimentConfig):
         return None
     loaded = fresh_detector(config, row.config)
-    return inference_table(loaded, backends=backends, precisions=("fp32", "bf16"), rounds=rounds, say=say)
+    return inference_table(
+        loaded, backends=backends, precisions=("fp32", "bf16"), rounds=rounds, threads=threads, say=say
+    )
 
 
 def best_fps(table: dict[str, Any]) -> float:
@@ -40,7 +49,10 @@ def best_fps(table: dict[str, Any]) -> float:
 
 
 def measure_ap(found: Reproduction, *, data: str | None, split: str | None, progress: bool) -> bool:
-    """Fills in AP, or top-1 and top-5, where the row's run (weights/<config name>) has weights here.
+    """Fills in AP, or top-1 and top-5, where there are weights of the row's network here.
+
+    They are looked for in weights/<config name>, then in the runs of other sizes of the same network; the size is the
+    row's in any case.
 
     Args:
         found: the row, which is filled.
@@ -57,8 +69,8 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
     if found.row.config is None:
         return False
     config = load_run_config(found.row.config)
-    weights = Path(config.run_dir or ".") / "best.safetensors"
-    if not weights.is_file():
+    weights = _weights_of(config, found.row.config)
+    if weights is None:
         return False
     split = split or (None if data else config.data.val)
     if isinstance(config, ClassifyConfig):
@@ -68,7 +80,7 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
         dataset = open_dataset(data or config.data.root, split, class_names=config.model.class_names)
         settings = config.evaluate
         predictor = Predictor.from_loaded(
-            load_detector(weights),
+            replace(load_detector(weights), preprocess=config.preprocess),
             score_threshold=settings.score_threshold,
             nms_threshold=settings.nms_threshold,
             max_detections=MAX_DETECTIONS,
@@ -79,10 +91,20 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
     return True
 
 
+def _weights_of(config: RunConfig, path: Path) -> Path | None:
+    """The best weights of a run with the same network, of this config or of another one beside it."""
+    for candidate in (path, *sorted(path.parent.glob("*.yaml"))):
+        other = load_run_config(candidate)
+        weights = Path(other.run_dir or ".") / "best.safetensors"
+        if other.model == config.model and weights.is_file() and load_checkpoint(weights).model == config.model:
+            return weights
+    return None
+
+
 TABLE_5_BACKENDS = ("opencv", "openvino", "openvino-bf16")
 
 
-def benchmark_table5(*, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark_table5(*, rounds: int, threads: int | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Every detector of the paper's Table 5 at its size: frames per second of the network alone, on this machine.
 
     Returns:
@@ -93,7 +115,11 @@ def benchmark_table5(*, rounds: int, say: Callable[[str], None]) -> dict[str, An
     answer: dict[str, Any] = {"title": title, "rows": []}
     for row in rows:
         say(row.name)
-        table = measure_fps(row, backends=TABLE_5_BACKENDS, rounds=rounds, say=lambda _: None)
+        try:
+            table = measure_fps(row, backends=TABLE_5_BACKENDS, rounds=rounds, threads=threads, say=say)
+        except InputError as error:
+            say(f"left out: {error}")
+            continue
         if table is None:
             continue
         answer |= {"cpu": table["cpu"], "threads": table["threads"]}

@@ -28,6 +28,7 @@ class RunState:
         best: the best value of the chosen metric so far.
         window: sums of the loss terms since the last log line, and their number of steps.
         evaluated: whether the evaluation that falls on this step, if any, is done.
+        notes: what else of the data must not change when the run goes on (a classifier's class names).
     """
 
     network: nn.Module
@@ -37,6 +38,7 @@ class RunState:
     best: float = -1.0
     window: dict[str, float] = field(default_factory=dict)
     evaluated: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def evaluated_network(self) -> nn.Module:
         return self.ema.average if self.ema is not None else self.network
@@ -44,7 +46,7 @@ class RunState:
 
 def save_weights(path: Path, config: RunConfig, state: RunState, metrics: dict[str, Any]) -> None:
     """Writes what it takes to predict, and where it comes from. Raises: InputError."""
-    info = {"step": state.step, "metrics": metrics, "config": to_yaml(config)}
+    info = {**state.notes, "step": state.step, "metrics": metrics, "config": to_yaml(config)}
     tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
@@ -59,6 +61,7 @@ def save_state(path: Path, config: RunConfig, state: RunState) -> None:
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer
     info = {
+        **state.notes,
         "step": state.step,
         "best": state.best,
         "window": state.window,
@@ -68,12 +71,13 @@ def save_state(path: Path, config: RunConfig, state: RunState) -> None:
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
-def start_run(config: RunConfig, ranks: Ranks, *, resume: bool) -> RunState:
+def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str, Any] | None = None) -> RunState:
     """A fresh run, or the saved one. A run that exists is never overwritten without being asked for.
 
     Rank 0 reads and writes the files; the others get its state.
     """
     state = fresh_state(config, ranks.device)
+    state.notes = notes or {}
     problem = ""
     if ranks.first:
         try:
@@ -134,6 +138,9 @@ def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
 def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: Path) -> None:
     if checkpoint.model != config.model:
         raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
+    for name, value in state.notes.items():
+        if checkpoint.info.get(name, value) != value:
+            raise InputError(f"{path}: was trained with other {name.replace('_', ' ')} than the data have now")
     state.network.load_state_dict(checkpoint.group("model"))
     if state.ema is not None:
         averaged = checkpoint.group("ema")

@@ -38,10 +38,12 @@ class Task(Protocol):
     Attributes:
         terms: the names of the loss terms.
         metric: the one of `measure` that decides which weights are the best.
+        notes: what else the run's files record, and must find again when the run goes on.
     """
 
     terms: tuple[str, ...]
     metric: str
+    notes: dict[str, Any]
 
     def describe_data(self) -> Iterable[str]:
         """A line for each split: what is in it, and what was wrong with it."""

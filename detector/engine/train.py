@@ -62,7 +62,7 @@ def train(
         task = open_task(config, ranks)
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
-        state = start_run(config, ranks, resume=resume)
+        state = start_run(config, ranks, resume=resume, notes=task.notes)
         filled = _fill(state, config, weights)
         log = RunLog(run_dir, state.step, config.train.max_steps, progress) if ranks.first else SilentLog()
         for line in (filled, *task.describe_data()):

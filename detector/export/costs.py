@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino import properties
 
 from detector.analysis.complexity import LayerCost
 from detector.errors import InputError
@@ -16,14 +17,17 @@ from detector.runtime.openvino_backend import read_model
 from detector.runtime.signal_stack import kept_signal_stack
 
 WARM_UP = 3
-POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool"}
+POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool", "ReduceMean": "avgpool"}
 
 
-def exported_costs(path: Path, *, runs: int = 10) -> tuple[list[LayerCost], dict[str, float], float]:
-    """The convolutions and poolings of an .onnx or .xml file.
+def exported_costs(path: Path, *, threads: int, runs: int = 10) -> tuple[list[LayerCost], dict[str, float], float]:
+    """The convolutions and poolings of an .onnx or .xml file, run in float32 (but for what is INT8 in it).
+
+    Biases are not counted: in an exported file they hold the folded normalisation.
 
     Args:
         path: of the file.
+        threads: to run with.
         runs: on one image that count, after some that warm up.
 
     Returns:
@@ -37,15 +41,31 @@ def exported_costs(path: Path, *, runs: int = 10) -> tuple[list[LayerCost], dict
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = read_model(path)
-    shape = [1 if side.is_dynamic else side.get_length() for side in model.input().get_partial_shape()]
-    model.reshape(shape)
-    costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
+    shapes = [port.get_partial_shape() for port in model.inputs]
+    if (
+        len(shapes) != 1
+        or shapes[0].rank.is_dynamic
+        or len(shapes[0]) != 4
+        or any(side.is_dynamic for side in shapes[0][1:])
+    ):
+        raise InputError(f"{path}: expected one input (batch, channels, height, width), all but the batch fixed")
+    shape = [1, *(side.get_length() for side in shapes[0][1:])]
+    settings = {
+        "PERF_COUNT": True,
+        properties.hint.inference_precision(): openvino.Type.f32,
+        properties.inference_num_threads(): threads,
+    }
+    try:
+        model.reshape(shape)
+        costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
+        with kept_signal_stack():
+            request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    except RuntimeError as error:
+        raise InputError(f"{path}: OpenVINO cannot run it ({' '.join(str(error).splitlines()[-1:])})") from error
     images = np.zeros(shape, np.uint8 if model.input().element_type == openvino.Type.u8 else np.float32)
+    spent: dict[str, list[float]] = defaultdict(list)
+    totals = []
     with kept_signal_stack():
-        compiled = openvino.Core().compile_model(model, "CPU", {"PERF_COUNT": True})
-        request = compiled.create_infer_request()
-        spent: dict[str, list[float]] = defaultdict(list)
-        totals = []
         for number in range(WARM_UP + runs):
             request.infer([images])
             if number >= WARM_UP:
@@ -53,7 +73,8 @@ def exported_costs(path: Path, *, runs: int = 10) -> tuple[list[LayerCost], dict
                     spent[node.node_name].append(1000 * node.real_time.total_seconds())
                 totals.append(request.latency)
     known = {cost.name for cost in costs}
-    return costs, {name: median(values) for name, values in spent.items() if name in known}, median(totals)
+    times = {name: median(values) for name, values in spent.items() if name in known and median(values) > 0}
+    return costs, times, median(totals)
 
 
 def _cost(operation: Any) -> LayerCost | None:
@@ -61,12 +82,14 @@ def _cost(operation: Any) -> LayerCost | None:
     if kind not in {"Convolution", "GroupConvolution", *POOLS}:
         return None
     source, target = (tuple(port.get_shape()) for port in (operation.input(0), operation.output(0)))
+    if len(source) != 4 or len(target) != 4:
+        return None
     chw_in, chw_out = ((shape[1], shape[2], shape[3]) for shape in (source, target))
     places = chw_out[1] * chw_out[2]
     params, operations = 0, 0
-    strides = operation.get_attributes()["strides"]
+    strides = operation.get_attributes().get("strides", (1, 1))
     if kind in POOLS:
-        kernel = operation.get_attributes()["kernel"]
+        kernel = operation.get_attributes().get("kernel", chw_in[1:])  # a mean reads all places
         operations = kernel[0] * kernel[1] * chw_out[0] * places if kind == "MaxPool" else 0
     else:
         weights = tuple(operation.input(1).get_shape())

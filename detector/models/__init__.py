@@ -187,10 +187,7 @@ def build_detector(config: ModelConfig) -> Detector:
             f"model.backbone: {config.backbone} is for classification, its maps have the strides {backbone.strides}; "
             f"a detector needs {LEVELS}"
         )
-    try:
-        neck = NECKS[config.neck](config, backbone.out_channels)
-    except ValueError as error:
-        raise InputError(f"model.neck: {config.neck} does not fit {config.backbone}: {error}") from error
+    neck = NECKS[config.neck](config, backbone.out_channels)
     if len(neck.strides) != len(config.scale_xy):
         raise InputError(f"model.scale_xy: {config.neck} has {len(neck.strides)} scales, got {len(config.scale_xy)}")
     head = YoloHead(

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from detector.models.contract import Neck
 from detector.models.layers import (
     ConvBN,
-    Maxout,
     SpatialAttention,
     SpatialPyramidPooling,
-    check_maxout,
+    compress,
     concatenate,
     upsample2,
 )
@@ -29,15 +28,12 @@ class ExactFusionModel(Neck):
     """Backbone maps C2..C5 -> fused maps (64, 128, 128 channels) at strides 8, 16, 32.
 
     Args:
-        in_channels: of C2, C3, C4, C5; Maxout compresses C2 to 32, C3 to 64 and C4 to 128, so they must be multiples.
+        in_channels: of C2, C3, C4, C5; Maxout compresses C2 to 32, C3 to 64 and C4 to 128 (see `compress`).
         attention: none, or sam: SAM on each fused map before its last two convolutions (1x1 on 128, 256, 256
             channels: the only placement that meets the published cost and parameters).
         spp: spatial pyramid pooling on C5's branch, behind a 1x1 convolution to 64 channels. Only its cost is
             published (4.863 BFLOPs, ours 4.874): a reconstruction.
         activation: of every convolution.
-
-    Raises:
-        ValueError: channels that Maxout cannot compress.
     """
 
     out_channels: tuple[int, ...] = (64, 128, 128)
@@ -52,7 +48,6 @@ class ExactFusionModel(Neck):
         activation: str = "leaky",
     ) -> None:
         super().__init__()
-        check_maxout(in_channels)
 
         def conv(cin: int, cout: int, kernel_size: int, stride: int = 1) -> ConvBN:
             return ConvBN(cin, cout, kernel_size, stride=stride, activation=activation)
@@ -61,7 +56,9 @@ class ExactFusionModel(Neck):
             return SpatialAttention(channels) if attention == "sam" else nn.Identity()
 
         self.up = upsample2()
-        self.maxout_c2, self.maxout_c3, self.maxout_c4 = Maxout(32), Maxout(64), Maxout(128)
+        self.maxout_c2, self.maxout_c3, self.maxout_c4 = (
+            compress(channels, width, activation) for channels, width in zip(in_channels, (32, 64, 128), strict=False)
+        )
         # The numbers on the right are the bars of Figure 7.
         pyramid = [conv(256, 64, 1), SpatialPyramidPooling()] if spp else []
         self.lateral5 = nn.Sequential(

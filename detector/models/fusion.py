@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detector.models.contract import Neck
-from detector.models.layers import ConvBN, Maxout, SpatialAttention, check_maxout, concatenate, upsample2
+from detector.models.layers import ConvBN, SpatialAttention, compress, concatenate, upsample2
 
 
 def global_context(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
@@ -27,9 +27,6 @@ class GlobalFusionModel(Neck):
     """GFM: all scales and the global mean in one map of stride 16, from which each scale takes its features.
 
     Backbone maps -> fused maps (64, 128, 128 channels) at strides 8, 16, 32.
-
-    Raises:
-        ValueError: channels that Maxout cannot compress.
     """
 
     strides = (8, 16, 32)
@@ -41,8 +38,9 @@ class GlobalFusionModel(Neck):
         def conv(cin: int, cout: int, kernel_size: int, stride: int = 1) -> ConvBN:
             return ConvBN(cin, cout, kernel_size, stride=stride, activation=activation)
 
-        check_maxout(in_channels)
-        self.maxout_c2, self.maxout_c3, self.maxout_c4 = Maxout(32), Maxout(64), Maxout(128)
+        self.maxout_c2, self.maxout_c3, self.maxout_c4 = (
+            compress(channels, width, activation) for channels, width in zip(in_channels, (32, 64, 128), strict=False)
+        )
         self.up = upsample2()
         self.lateral5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), conv(256, 128, 1))
         self.context = global_context(in_channels[3], 128, activation)

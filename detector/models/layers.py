@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,11 +91,11 @@ class Maxout(nn.Module):
         return functools.reduce(torch.maximum, x.chunk(groups, dim=1))  # (B, out_channels, H, W)
 
 
-def check_maxout(in_channels: Sequence[int]) -> None:
-    """Raises: ValueError unless C2, C3, C4 can be compressed to 32, 64, 128 channels, as GFM and EFM do."""
-    for channels, compressed in zip(in_channels[:3], (32, 64, 128), strict=True):
-        if channels % compressed:
-            raise ValueError(f"Maxout to {compressed} channels needs a multiple of them, the backbone gives {channels}")
+def compress(in_channels: int, out_channels: int, activation: str) -> nn.Module:
+    """To `out_channels`: by Maxout, or, of a backbone whose channels are no multiple of them, by a 1x1 convolution."""
+    if in_channels % out_channels == 0:
+        return Maxout(out_channels)
+    return ConvBN(in_channels, out_channels, 1, activation=activation)
 
 
 class _Concatenation(torch.autograd.Function):

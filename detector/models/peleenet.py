@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detector.models.contract import Backbone
 from detector.models.csppeleenet import BOTTLENECKS, GROWTH, TwoWayDenseLayer
-from detector.models.layers import ConvBN, concatenate
+from detector.models.layers import ConvBN, concatenate, run_stages
 
 STAGE_LAYERS = (3, 4, 8, 6)
 GROUPS = 8
@@ -64,7 +64,7 @@ def _sources(number: int) -> list[int]:
 class PeleeNet(Backbone):
     """The backbone: images (B, 3, S, S) -> maps (128, 256, 512, 704 channels) at strides 4, 8, 16, 32.
 
-    Each stage ends in a 1x1 convolution without compression; its output is the map, which is then pooled.
+    Each stage ends in a 1x1 convolution without compression; its output is the map, which the next stage pools.
 
     Args:
         variant: dense | sparse (SparsePeleeNet) | grouped (PeleeNeXt). Of PeleeNeXt only the BFLOPs are published
@@ -79,14 +79,13 @@ class PeleeNet(Backbone):
         super().__init__()
         self.stem = PeleeStem(activation)
         self.stages = nn.ModuleList()
-        self.pool = nn.MaxPool2d(2)
-        channels, out_channels = 32, []
+        channels, out_channels = 32, list[int]()
         for count, bottleneck in zip(STAGE_LAYERS, BOTTLENECKS, strict=True):
-            blocks: list[nn.Module]
+            blocks: list[nn.Module] = [nn.MaxPool2d(2)] if out_channels else []
             if variant == "sparse":
-                blocks = [SparseDenseBlock(channels, count, bottleneck, activation, squeeze_excite=squeeze_excite)]
+                blocks += [SparseDenseBlock(channels, count, bottleneck, activation, squeeze_excite=squeeze_excite)]
             else:
-                blocks = [
+                blocks += [
                     TwoWayDenseLayer(
                         channels + GROWTH * number,
                         bottleneck,
@@ -102,8 +101,4 @@ class PeleeNet(Backbone):
         self.out_channels: tuple[int, ...] = tuple(out_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x, maps = self.stem(images), []
-        for index, stage in enumerate(self.stages):
-            x = stage(self.pool(x) if index else x)
-            maps.append(x)
-        return tuple(maps)
+        return run_stages(self.stages, self.stem(images))

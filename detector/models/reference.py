@@ -35,7 +35,7 @@ class DarknetReference(Backbone):
         self.convs = nn.ModuleList(
             ConvBN(before, after, 3, activation=activation) for before, after in pairwise(widths)
         )
-        self.pool = nn.MaxPool2d(2)
+        self.pools = nn.ModuleList(nn.Identity() if index == 0 else nn.MaxPool2d(2) for index in range(len(self.convs)))
         # Darknet pads on the right and below; repeating the border gives the same maxima.
         keeping_size = nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
         self.last_pool: nn.Module = nn.MaxPool2d(2) if variant == "classifier" else keeping_size
@@ -47,8 +47,8 @@ class DarknetReference(Backbone):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x, maps = images, []
-        for index, conv in enumerate(self.convs):
-            x = conv(self.pool(x) if index else x)
+        for pool, conv in zip(self.pools, self.convs, strict=True):
+            x = conv(pool(x))
             maps.append(x)
         last = self.tail(self.last_pool(x))
         return (*maps[2:5], self.activation(last + x) if self.shortcut else last)

@@ -59,6 +59,13 @@ def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, atte
     assert ("letter_box=1" in exported.cfg_text) == letterbox
 
 
+def test_squeeze_and_excitation_is_not_dropped_without_a_word() -> None:
+    config = load_config(ROOT / "configs/tiny.yaml")
+    model = replace(config.model, squeeze_excite=True)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="does not know squeeze and excitation"):
+        export_detector(build_detector(model), model, config.preprocess)  # type: ignore[arg-type]
+
+
 def test_round_trip_of_files(trained_run: Path, tmp_path: Path) -> None:
     report = to_darknet(str(trained_run), tmp_path / "tiny.cfg")
     assert report["largest_difference"] < 1e-5

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from detector.build import build_network
-from detector.checkpoint import load_checkpoint
+from detector.checkpoint import find_weights, load_checkpoint
 from detector.config import ClassifyConfig, load_config, load_run_config
 from detector.engine.classification import evaluate_checkpoint, smooth
 from detector.engine.finetune import load_initial_weights
@@ -103,7 +103,10 @@ def test_it_is_not_taken_for_a_detector(trained: tuple[Path, dict[str, Any]]) ->
     with pytest.raises(InputError, match="holds a classifier, not a detector"):
         load_detector(trained[0] / "best.safetensors")
     assert find_classifier(str(ROOT / "configs/tiny.yaml"), None) is None
-    assert find_classifier(None, None) is None
+    folders = [trained[0].parent]
+    assert find_weights(folders, detectors_only=False) == trained[0] / "best.safetensors"
+    with pytest.raises(InputError, match="no weights found"):
+        find_weights(folders)
 
 
 def test_resuming_gives_the_same_bytes_with_any_number_of_workers(shapes: Path, tmp_path: Path) -> None:
@@ -123,6 +126,23 @@ def test_resuming_gives_the_same_bytes_with_any_number_of_workers(shapes: Path, 
     whole, parts = (load_checkpoint(tmp_path / name / "last.safetensors").tensors for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_other_classes_are_never_taken_for_the_trained_ones(
+    trained: tuple[Path, dict[str, Any]], shapes: Path, tmp_path: Path
+) -> None:
+    run_dir, _ = trained
+    assert load_checkpoint(run_dir / "best.safetensors").info["class_names"] == ["circle", "square", "stripes"]
+    draw_folders(tmp_path, {"train": 1, "val": 1})
+    for split in ("train", "val"):
+        (tmp_path / split / "circle").rename(tmp_path / split / "zebra")  # comes last now
+    with pytest.raises(InputError, match="circle, zebra stands in one of them only"):
+        evaluate_checkpoint(
+            load_checkpoint(run_dir / "best.safetensors"), root=str(tmp_path), split=None, progress=False
+        )
+    config = tiny_classifier(tmp_path, "train.max_steps=200", f"run_dir={run_dir}")
+    with pytest.raises(InputError, match="was trained with other class names than the data have now"):
+        train(config, resume=True)
 
 
 def test_label_smoothing_by_hand() -> None:

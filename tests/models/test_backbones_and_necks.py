@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from detector.analysis.complexity import measure_complexity
 from detector.config import ModelConfig, load_config
 from detector.models import BACKBONES, LEVELS, NECKS, build_backbone, build_detector
 from detector.models.csp import CrossStagePartial, partial_stage
@@ -18,7 +19,6 @@ from detector.models.prn import PartialResidualStep
 
 ROOT = Path(__file__).resolve().parents[2]
 PELEE = load_config(ROOT / "configs/csppelee_efm.yaml").model
-MAXOUT = {"efm", "efm_spp", "gfm"}
 
 
 def model(backbone: str, neck: str = "efm", **changes: object) -> ModelConfig:
@@ -53,14 +53,21 @@ def test_a_neck_gives_what_it_announces(neck: str) -> None:
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", ["resnet10", "cspdensenetb_reference", "mobilenet_v2"])
 def test_necks_fit_backbones_by_their_announcements(backbone: str, neck: str) -> None:
-    if neck in MAXOUT and backbone == "mobilenet_v2":
-        pytest.skip("24 channels cannot be compressed to 32, which is an error of its own")
     scales = len(NECKS[neck](model("csppeleenet", neck), (128, 256, 512, 640)).strides)
     anchors = PELEE.anchors[: 3 * scales]  # type: ignore[union-attr]
     with torch.device("meta"):
         detector = build_detector(model(backbone, neck, scale_xy=(1.0,) * scales, anchors=anchors))
         raw = detector(torch.rand(1, 3, 64, 64))
     assert [tuple(one.shape) for one in raw] == [(1, 255, 64 // stride, 64 // stride) for stride in detector.strides]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_layer_that_costs_something_runs_twice(name: str) -> None:
+    """Costs and times are found by name, so each must be one layer."""
+    with torch.device("meta"):
+        network = build_backbone(model(name))
+    names = [cost.name for cost in measure_complexity(network, (64, 64))]
+    assert len(names) == len(set(names))
 
 
 def test_attention_is_for_efm_and_cem() -> None:

@@ -11,6 +11,7 @@ from detector.config import ModelConfig, load_config
 from detector.errors import InputError
 from detector.models import build_classifier, build_detector
 from detector.models.efm import ExactFusionModel
+from detector.models.layers import ConvBN, Maxout
 
 ROOT = Path(__file__).resolve().parents[2]
 PELEE = load_config(ROOT / "configs/csppelee_efm.yaml").model
@@ -84,7 +85,6 @@ def test_head_starts_at_the_prior() -> None:
         ({"fusion": None}, "model.fusion: csppeleenet needs csp"),
         ({"backbone": "resnet10", "gamma": None, "fusion": None, "squeeze_excite": True}, "has no squeeze_excite"),
         ({"backbone": "darknet_reference", "gamma": None, "fusion": None}, "is for classification"),
-        ({"backbone": "mobilenet_v2", "gamma": None, "fusion": None}, r"efm does not fit mobilenet_v2: Maxout to 32"),
         ({"neck": "gfm"}, "model.attention: gfm has none; expected none, got sam"),
         ({"scale_xy": (1.0,)}, "efm has 3 scales, got 1"),
     ],
@@ -94,6 +94,8 @@ def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> 
         build_detector(replace(PELEE, **change))  # type: ignore[arg-type]
 
 
-def test_efm_refuses_channels_that_maxout_cannot_compress() -> None:
-    with pytest.raises(ValueError, match="multiple"):
-        ExactFusionModel(in_channels=(100, 256, 512, 640))
+def test_efm_compresses_by_maxout_where_it_can() -> None:
+    neck = ExactFusionModel(in_channels=(128, 100, 512, 640))
+    assert isinstance(neck.maxout_c2, Maxout)
+    assert isinstance(neck.maxout_c3, ConvBN)
+    assert (neck.maxout_c3.conv.in_channels, neck.maxout_c3.conv.out_channels) == (100, 64)

@@ -68,6 +68,8 @@ def test_ap_stays_empty_without_weights(call: Call, tmp_path: Path, monkeypatch:
         (["--table", "1", "--row", "VGG"], "--row 'VGG': Table 1 has PeleeNet; SPeleeNet"),
         (["--table", "1", "--measure", "time"], "--measure: expected some of ap, fps"),
         (["--figure", "3"], "figure 3: expected 7 or 8"),
+        (["--figure", "8", "--row", "x"], "--figure: --row, --measure, --data and --split are for tables"),
+        (["--figure", "8", "--out", "x.abc"], r"--out x.abc: expected a name that ends in .png, .svg, .pdf"),
         ([], "one of the arguments --table --figure is required"),
     ],
 )
