@@ -20,6 +20,7 @@ from detector.export.write import Evidence
 from detector.load import Loaded, LoadedDetector
 from detector.predict import Predictor
 from detector.runtime import Pixels, Runtime
+from detector.runtime.record import Suppression
 
 MAX_PICTURES = 300
 NUM_DRAWN = 8
@@ -53,8 +54,8 @@ def gather_evidence(
         dataset = open_dataset(data, split, images_dir=images, class_names=loaded.class_names, policy=policy)
         pictures = _fit(dataset, loaded, size_hw, MAX_PICTURES)
 
-        def measure(runtime: Runtime, indices: Sequence[int]) -> float:
-            return measure_ap50(runtime, loaded, dataset, indices, size_hw=size_hw)
+        def measure(runtime: Runtime, indices: Sequence[int], suppression: Suppression | None = None) -> float:
+            return measure_ap50(runtime, loaded, dataset, indices, size_hw=size_hw, suppression=suppression)
 
         return Evidence(pictures, f"{len(pictures)} pictures of {dataset.name}", measure, len(dataset))
     if config is not None and Path(config.data.root).exists():
@@ -93,18 +94,25 @@ def measure_ap50(
     indices: Sequence[int],
     *,
     size_hw: tuple[int, int] | None = None,
+    suppression: Suppression | None = None,
 ) -> float:
-    """AP50 of a runtime on some images of a data set; 0 where there is no object."""
+    """AP50 of a runtime on some images of a data set; 0 where there is no object.
+
+    The thresholds are those of the config that the weights were trained with, unless a suppression is given.
+    """
     stored = loaded.info.get("config")
     settings = parse_experiment_text(stored, str(loaded.path)).evaluate if stored else None
+    thresholds = Suppression(
+        score_threshold=settings.score_threshold if settings else 0.001,
+        nms_threshold=settings.nms_threshold if settings else 0.45,
+        max_detections=MAX_DETECTIONS,
+    )
     predictor = Predictor.from_runtime(
         runtime,
         decoder=loaded.decoder,
         preprocess=replace(loaded.preprocess, size_hw=size_hw or loaded.preprocess.size_hw),
         class_names=loaded.class_names,
-        score_threshold=settings.score_threshold if settings else 0.001,
-        nms_threshold=settings.nms_threshold if settings else 0.45,
-        max_detections=MAX_DETECTIONS,
+        **vars(suppression or thresholds),
     )
     results = detect_all(predictor, dataset, indices)
     coco_detections = settings.max_detections if settings else COCO_DETECTIONS

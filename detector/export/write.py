@@ -9,10 +9,10 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import onnx
@@ -44,7 +44,6 @@ PRECISIONS = {
 }
 SIDECARS = {"openvino": (".bin",), "darknet": (".weights", ".names")}
 MAX_COMPARED_PICTURES = 16
-Measure = Callable[[Runtime, Sequence[int]], float]
 """AP50 of a runtime with raw maps on the images of these indices."""
 
 
@@ -73,6 +72,12 @@ class Request:
     max_drop: float = 0.01
 
 
+class MeasureAP50(Protocol):
+    """See `Evidence`."""
+
+    def __call__(self, runtime: Runtime, indices: Sequence[int], suppression: Suppression | None = None) -> float: ...
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the gate looks at.
@@ -80,13 +85,14 @@ class Evidence:
     Attributes:
         pictures: (B, H, W, 3) uint8 RGB of the network's size.
         origin: where they come from, for the record.
-        measure: measures AP50; None = there are no labels.
+        measure: measures AP50 of a runtime on the images of these indices, with the config's thresholds or those of a
+            suppression; None = there are no labels.
         num_images: that `measure` knows.
     """
 
     pictures: Pixels
     origin: str
-    measure: Measure | None = None
+    measure: MeasureAP50 | None = None
     num_images: int = 0
 
 
@@ -250,7 +256,7 @@ def _write_openvino(graph: onnx.ModelProto, record: ExportRecord, evidence: Evid
     return notes
 
 
-def _budget(record: ExportRecord, evidence: Evidence) -> tuple[Pixels, int, Measure, float]:
+def _budget(record: ExportRecord, evidence: Evidence) -> tuple[Pixels, int, MeasureAP50, float]:
     if evidence.measure is None:
         raise InputError("--precision int8: needs --data PATH, labelled pictures to measure AP50 on")
     return evidence.pictures, evidence.num_images, evidence.measure, record.gate["tolerances"]["ap50"]
@@ -263,16 +269,24 @@ def _compare(
     reference, candidate = TorchRuntime(loaded.network), _open(trial, record)
     pictures = evidence.pictures[:MAX_COMPARED_PICTURES]
     if record.suppression is not None:
-        return _compare_boxes(reference, candidate, record, pictures, allowed)
+        agreement = _compare_boxes(reference, candidate, record, pictures, allowed)
+        return _with_ap50(agreement, reference, candidate, record, evidence)
     agreement = compare(reference, candidate, pictures, record.decoder, allowed)
     if record.dynamic:  # another size and number, too
         half = max(record.preprocess.size_hw[0] // 64, 1) * 32
         other = compare(reference, candidate, np.ascontiguousarray(pictures[:2, :half]), record.decoder, allowed)
         agreement = max(agreement, other, key=lambda found: (found.maps, found.unmatched))
+    return _with_ap50(agreement, reference, candidate, record, evidence)
+
+
+def _with_ap50(
+    agreement: Agreement, reference: Runtime, candidate: Runtime, record: ExportRecord, evidence: Evidence
+) -> Agreement:
+    """Adds AP50 of both where there are labels; both with the thresholds of a graph that ends in boxes."""
     if evidence.measure is None:
         return agreement
     images = range(evidence.num_images)
-    ap50, before = (evidence.measure(runtime, images) for runtime in (candidate, reference))
+    ap50, before = (evidence.measure(runtime, images, record.suppression) for runtime in (candidate, reference))
     return replace(agreement, ap50=ap50, ap50_reference=before)
 
 

@@ -20,6 +20,7 @@ from detector.load import LoadedDetector, load_detector, load_export
 from detector.models.layers import fold_batchnorm
 from detector.predict import Predictor
 from detector.runtime.record import Suppression
+from detector.runtime.torch_backend import TorchRuntime
 from detector.structures import Detections, Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,6 +138,19 @@ def test_int8_stays_within_its_budget(
         assert report["convolutions"] - len(report["kept_in_float"]) > 100
         assert report["bytes"] < 0.5 * (trained_run / "best.safetensors").stat().st_size
         assert Predictor(out).class_names == loaded.class_names
+
+
+def test_ap50_of_a_graph_that_ends_in_boxes_is_compared(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    loaded = load_detector(trained_run / "best.safetensors")
+    evidence = gather_evidence(loaded, data=str(tiny_data), split="val")
+    suppression = Suppression(0.0001, 0.45, 100)
+    report = export(loaded, Request("onnx", tmp_path / "boxes.onnx", suppression=suppression), evidence)
+    assert report["ap50"] == pytest.approx(report["ap50_reference"], abs=1e-3)
+    assert evidence.measure is not None
+    stricter = evidence.measure(
+        TorchRuntime(loaded.network), range(len(loaded.class_names)), Suppression(0.99, 0.45, 1)
+    )
+    assert stricter == 0, "the thresholds of the graph are not those that were measured with"
 
 
 def swap_red_and_blue(model: onnx.ModelProto) -> None:
