@@ -607,4 +607,7 @@ def _explain(item: Any) -> str:
         return f"{key}: unknown key (misspelt?)"
     if item["type"] in {"missing", "missing_argument"}:
         return f"{key}: missing; every field must stand in the file"
-    return f"{key}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}"[:400]
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict):  # a section, whose message says what was given
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {item['input']!r}"[:400]

@@ -247,7 +247,13 @@ def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     checkpoint = load_checkpoint(path)
-    return checkpoint if isinstance(checkpoint.model, ClassifierConfig) else None
+    if not isinstance(checkpoint.model, ClassifierConfig):
+        return None
+    if model is not None and Path(model).suffix in {".yaml", ".yml"}:
+        config = load_run_config(model)
+        if config.model != checkpoint.model:
+            raise InputError(f"{path}: holds a classifier, which is not that of {model}; give the weights alone")
+    return checkpoint
 
 
 def _of_run(run_dir: Path) -> Path:

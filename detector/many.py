@@ -65,6 +65,14 @@ def find_pictures(source: str) -> list[Path]:
     return list(dict.fromkeys(pictures))
 
 
+def check_out(out: Path) -> None:
+    """Raises: InputError unless results can be written under this name."""
+    if out.suffix not in FORMATS:
+        raise InputError(f"--out {out}: expected a name that ends in .json (COCO) or .jsonl (a line for each picture)")
+    if out.exists():
+        raise InputError(f"--out {out}: exists already; move it first")
+
+
 def predict_many(
     pictures: Sequence[Path],
     out: Path,
@@ -89,10 +97,7 @@ def predict_many(
     Raises:
         InputError: OUT exists or has another ending, or what is left of an earlier run does not fit.
     """
-    if out.suffix not in FORMATS:
-        raise InputError(f"--out {out}: expected a name that ends in .json (COCO) or .jsonl (a line for each picture)")
-    if out.exists():
-        raise InputError(f"--out {out}: exists already; move it first")
+    check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     done = _open_partial(partial, settings)

@@ -101,11 +101,13 @@ def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     report = {"totals": asdict(totals), "layers": [asdict(cost) for cost in costs]}
     text = complexity_table(costs, totals)
     if options.measure:
-        text += "\n" + add_times(report, costs, times, total_ms)
+        text += "\n" + add_times(report, costs, times, total_ms, engine="OpenVINO")
     return report, text
 
 
-def add_times(report: dict[str, Any], costs: list[Any], times: dict[str, float], total_ms: float) -> str:
+def add_times(
+    report: dict[str, Any], costs: list[Any], times: dict[str, float], total_ms: float, *, engine: str = "PyTorch"
+) -> str:
     """Puts times into the report, worst layer first; returns them as text."""
     from detector.analysis.timing import layer_time, measure_machine, time_table
 
@@ -116,7 +118,7 @@ def add_times(report: dict[str, Any], costs: list[Any], times: dict[str, float],
     report["layers"].sort(key=lambda layer: -layer["time"]["lost_ms"] if layer["time"] else 0.0)
     report["totals"]["ms"] = total_ms
     report["machine"] = asdict(machine)
-    return time_table(costs, timed, total_ms, machine, rows=WORST)
+    return time_table(costs, timed, total_ms, machine, rows=WORST, engine=engine)
 
 
 def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, int], int | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from detector.cli import Parser, print_json, run
-from detector.config import ModelConfig, load_config
+from detector.config import ClassifyConfig, ModelConfig, load_run_config
 from detector.errors import InputError
 
 
@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
 
     from detector.data.doctor import COCO_ANCHORS, examine, report_text
 
-    config = load_config(options.config) if options.config else None
+    config = load_run_config(options.config) if options.config else None
+    if isinstance(config, ClassifyConfig):
+        return examine_classes(options.data, config, as_json=options.json)
     if config is not None and not isinstance(config.model, ModelConfig):
         raise InputError(f"{options.config}: holds a Darknet model; give a config with model.anchors")
     report = examine(
@@ -44,6 +46,19 @@ def main(arguments: list[str]) -> int:
     else:
         print(report_text(report))
     return report.exit_code()
+
+
+def examine_classes(root: str, config: ClassifyConfig, *, as_json: bool) -> int:
+    """Class folders: every picture is read."""
+    from detector.data.doctor import examine_folders
+
+    splits = (config.data.train, config.data.val)
+    problems = examine_folders(root, splits, num_classes=config.model.num_classes)
+    if as_json:
+        print_json({"problems": [asdict(problem) for problem in problems], "exit_code": int(bool(problems))})
+    else:
+        print("\n".join([*map(str, problems), f"{len(problems)} pictures cannot be read"]))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -50,8 +50,14 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print_json(report)
     else:
-        print("\n".join(f"{key:<22}{value}" for key, value in report.items() if value is not None))
+        print("\n".join(f"{key:<22}{shown(value)}" for key, value in report.items() if value is not None))
+        print("agreed; maps: largest difference over the largest value; score, iou: of boxes that belong together")
     return 0
+
+
+def shown(value: object) -> str:
+    """A figure with the digits that mean something."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -28,13 +28,14 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
     from detector.load import find_model, identity
-    from detector.many import find_pictures, predict_many
+    from detector.many import check_out, find_pictures, predict_many
     from detector.predict import Predictor
     from detector.runtime.threads import usable_cpus
     from detector.tiles import predict_tiled, tile_windows
 
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
+    check_out(options.out)
     pictures = find_pictures(options.source)
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()

@@ -10,6 +10,7 @@ Examples:
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def print_table(options: Any, measures: set[str]) -> int:
     if options.row is not None:
         names = [row.name for row in rows]
         if options.row not in names:
-            raise InputError(f"--row {options.row!r}: Table {options.table} has {'; '.join(names)}")
+            close = [name for name in names if options.row.lower() in name.lower()]
+            close = close or get_close_matches(options.row, names, cutoff=0.3)
+            hint = f"did you mean {' or '.join(map(repr, close[:3]))}?" if close else ""
+            raise InputError(f"--row {options.row!r}: no such row in Table {options.table}; {hint or '; '.join(names)}")
         rows = [row for row in rows if row.name == options.row]
     found = [reproduce(row) for row in rows]
     machine = measure(found, measures, options)
@@ -73,7 +77,7 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
             say(f"measuring {one.row.name}")
             table = measure_fps(one.row, say=say_if_left_out)
             if table is not None:
-                one.ours["fps"] = best_fps(table)
+                one.ours["fps_cpu" if options.table == "5" else "fps"] = best_fps(table)
                 machine = f"{table['cpu']}, {table['threads']} threads"
     if "ap" in measures:
         from detector.engine.reproduce import measure_ap

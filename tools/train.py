@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> int:
     config = load_experiment(options.config, options.overrides, options.names)
 
     if options.replay is not None:
+        check_folder(config)
         if isinstance(config, ClassifyConfig):
             return replay_classifier(config, options.replay, as_json=options.json)
         return replay(config, options.replay, as_json=options.json)
@@ -86,6 +87,15 @@ def show(metrics: dict[str, Any], *, as_json: bool) -> None:
         waited = 100 * metrics["share_of_steps_that_waited"]
         speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
     print(f"{speed}weights and {'report.html' if 'ap50' in metrics else 'tensorboard/'} in {metrics['run_dir']}")
+
+
+def check_folder(config: RunConfig) -> None:
+    """Raises: InputError when the run's folder holds a run with another network."""
+    stored = Path(config.run_dir or ".") / "config.yaml"
+    if stored.is_file() and load_run_config(stored).model != config.model:
+        raise InputError(
+            f"{stored.parent}: holds a run with another model; replay with its config.yaml, or set run_dir"
+        )
 
 
 def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:

@@ -63,6 +63,14 @@ class Reproduction:
     status: str = "impossible"
 
     @property
+    def verdict(self) -> str:
+        """The status in words, such that a miss is called one."""
+        if self.within_tolerance or self.status in {"built", "impossible"}:
+            return {"built": "nothing to compare"}.get(self.status, self.status)
+        largest = max(self.deviations.values(), key=abs)
+        return f"misses by {largest:+.2%}"
+
+    @property
     def within_tolerance(self) -> bool:
         """To the printed digits where the layers are known, within 1 % where they are not."""
         return self.status == "exact" or (self.row.reconstruction and self.status == "within 1 %")
@@ -155,7 +163,7 @@ def table_text(title: str, found: Sequence[Reproduction]) -> str:
     lines = [title, f"{'published / ours':<{width}}" + "".join(f"{HEADINGS[name]:>18}" for name in columns)]
     for one in found:
         cells = "".join(f"{_cell(one, name):>18}" for name in columns)
-        remark = f"{one.status}{', reconstruction' if one.row.reconstruction else ''}"
+        remark = f"{one.verdict}{', reconstruction' if one.row.reconstruction else ''}"
         reason = one.row.impossible or one.row.note
         lines.append(f"{one.row.name:<{width}}{cells}  {remark}{f' ({reason})' if reason else ''}")
     misses = [one for one in found if one.deviations and not one.within_tolerance]

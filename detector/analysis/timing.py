@@ -121,13 +121,20 @@ def layer_time(cost: LayerCost, ms: float, machine: Machine) -> LayerTime:
 
 
 def time_table(
-    costs: Sequence[LayerCost], times: Mapping[str, LayerTime], total_ms: float, machine: Machine, *, rows: int
+    costs: Sequence[LayerCost],
+    times: Mapping[str, LayerTime],
+    total_ms: float,
+    machine: Machine,
+    *,
+    rows: int,
+    engine: str = "PyTorch",
 ) -> str:
     """What to optimise first: the layers by the time that they lose against the roofline."""
     timed = sorted((cost for cost in costs if cost.name in times), key=lambda cost: -times[cost.name].lost_ms)
     width = max([len(cost.name) for cost in timed] + [5])
     lines = [
-        f"to optimise first (machine: {machine.gflops:.0f} GFLOP/s, {machine.gbytes:.1f} GB/s, float32):",
+        f"to optimise first, run by {engine} (at best: a large matrix product here reaches {machine.gflops:.0f} GFLOP/s, "
+        f"a copy {machine.gbytes:.1f} GB/s, in float32):",
         f"{'layer':<{width}} {'kind':<8}{'ms':>8}{'at best':>9}{'bound':>9}{'GFLOP/s':>9}{'of peak':>9}"
         f"{'roofline':>10}{'lost ms':>9}",
     ]
@@ -141,6 +148,6 @@ def time_table(
     best_ms = sum(one.best_ms for one in times.values())
     lines.append(
         f"{len(timed)} layers: {layers_ms:.2f} ms, at best {best_ms:.2f} ms; the network: {total_ms:.2f} ms, of it "
-        f"{max(total_ms - layers_ms, 0):.2f} ms elsewhere (activations, additions, concatenations, Python)"
+        f"{max(total_ms - layers_ms, 0):.2f} ms elsewhere (activations, additions, concatenations, overhead)"
     )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from detector.anchors import best_possible_recall, fit_anchors
 from detector.data import NO_DATASET, list_splits, open_dataset
 from detector.data.dataset import DetectionDataset, Problem
+from detector.data.image_folder import open_image_folder
 from detector.data.images import read_image
 from detector.errors import InputError
 
@@ -192,3 +194,33 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
     lines += [f"note: {note}" for note in report.notes] + [f"warning: {shared}" for shared in report.shared]
     verdict = ("nothing found", "warnings", "errors: missing or unreadable files")[report.exit_code()]
     return "\n".join([*lines, f"verdict: {verdict}"])
+
+
+def examine_folders(root: str, splits: tuple[str, ...], *, num_classes: int) -> list[Problem]:
+    """Reads every picture of a classification data set.
+
+    Args:
+        root: of the data set.
+        splits: folders below it.
+        num_classes: that each of them must have.
+
+    Returns:
+        a problem for each picture that cannot be read.
+
+    Raises:
+        InputError: a split is missing or has another number of classes.
+    """
+    problems: list[Problem] = []
+
+    def read(path: Path) -> Problem | None:
+        try:
+            read_image(path)
+        except InputError as error:
+            return Problem(str(path), "unreadable_image", str(error).removeprefix(f"{path}: "), "stops a training")
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        for split in splits:
+            dataset = open_image_folder(root, split, num_classes=num_classes)
+            problems += [problem for problem in pool.map(read, dataset.paths) if problem is not None]
+    return problems

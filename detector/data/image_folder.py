@@ -59,11 +59,13 @@ class ClassBatch:
 def open_image_folder(root: str, split: str, *, num_classes: int) -> ClassifiedImages:
     """The pictures below <root>/<split>/<class>/. Raises: InputError: no such folder, or another number of classes."""
     folder = Path(root) / split
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one folder of pictures for each class in it")
     try:
         found = ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in IMAGE_SUFFIXES)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        text = str(error).splitlines()[0]
-        raise InputError(f"{folder}: expected one folder of pictures for each class: {text}") from error
+    except FileNotFoundError as error:
+        text = str(error).split(" Supported")[0].splitlines()[0]
+        raise InputError(f"{folder}: expected a folder of pictures for each class; {text}") from error
     if len(found.classes) != num_classes:
         raise InputError(
             f"{folder}: has {len(found.classes)} class folders, model.num_classes is {num_classes}; make them equal"

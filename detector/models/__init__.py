@@ -71,11 +71,10 @@ def _plain(make: Callable[..., Backbone]) -> Callable[[BackboneConfig], Backbone
 
 
 def _refuse(config: BackboneConfig, *options: str) -> None:
-    for option in options:
-        value = getattr(config, option)
-        if value:
-            nothing = "false" if option == "squeeze_excite" else "null"
-            raise InputError(f"model.{option}: {config.backbone} has no {option}; expected {nothing}, got {value}")
+    given = [option for option in options if getattr(config, option)]
+    if given:
+        settings = " ".join(f"model.{name}={'false' if name == 'squeeze_excite' else 'null'}" for name in given)
+        raise InputError(f"model.{given[0]}: {config.backbone} has no {' and no '.join(given)}; set {settings}")
 
 
 BACKBONES: dict[str, Callable[[BackboneConfig], Backbone]] = {
@@ -119,7 +118,7 @@ def _without_attention(
 ) -> Callable[[ModelConfig, tuple[int, ...]], Neck]:
     def build(config: ModelConfig, channels: tuple[int, ...]) -> Neck:
         if config.attention != "none":
-            raise InputError(f"model.attention: {config.neck} has none; expected none, got {config.attention}")
+            raise InputError(f"model.attention: {config.neck} cannot attend; set model.attention=none")
         return make(channels, config.activation)
 
     return build
@@ -189,7 +188,12 @@ def build_detector(config: ModelConfig) -> Detector:
         )
     neck = NECKS[config.neck](config, backbone.out_channels)
     if len(neck.strides) != len(config.scale_xy):
-        raise InputError(f"model.scale_xy: {config.neck} has {len(neck.strides)} scales, got {len(config.scale_xy)}")
+        count = len(neck.strides)
+        raise InputError(
+            f"model.scale_xy: {config.neck} has {count} scales, got {len(config.scale_xy)}; set model.scale_xy="
+            f"[{', '.join(['1.0'] * count)}] and model.anchors to {3 * count} (width, height) pairs, or another "
+            f"multiple of {count}"
+        )
     head = YoloHead(
         in_channels=neck.out_channels, anchors_per_scale=config.anchors_per_scale, num_classes=config.num_classes
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from detector.config import ClassifyConfig, CropConfig, load_run_config
+from detector.data.doctor import examine_folders
 from detector.data.image_folder import (
     ClassSamples,
     centre_view,
@@ -63,7 +64,7 @@ def test_classes_are_the_folders_by_name(folder: Path) -> None:
     ("split", "num_classes", "message"),
     [
         ("train", 3, "has 2 class folders, model.num_classes is 3"),
-        ("nothing", 2, "expected one folder of pictures for each class"),
+        ("nothing", 2, "no such folder; expected one folder of pictures for each class"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_named(folder: Path, split: str, num_classes: int, message: str) -> None:
@@ -75,6 +76,15 @@ def test_a_class_without_pictures_is_an_error(folder: Path) -> None:
     (folder / "train/emu").mkdir()
     with pytest.raises(InputError, match="emu"):
         open_image_folder(str(folder), "train", num_classes=3)
+
+
+def test_the_doctor_reads_every_picture(folder: Path) -> None:
+    (folder / "train/dog/1.png").write_bytes(b"no picture")
+    (problem,) = examine_folders(str(folder), ("train",), num_classes=2)
+    assert problem.where.endswith("train/dog/1.png")
+    assert problem.rule == "unreadable_image"
+    (folder / "train/dog/1.png").unlink()
+    assert examine_folders(str(folder), ("train",), num_classes=2) == []
 
 
 def test_a_sample_is_a_function_of_seed_step_and_slot(folder: Path) -> None:

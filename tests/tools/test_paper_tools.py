@@ -65,7 +65,8 @@ def test_ap_stays_empty_without_weights(call: Call, tmp_path: Path, monkeypatch:
     ("arguments", "message"),
     [
         (["--table", "9"], "table 9: expected one of 1, 2, 3, 4, 5"),
-        (["--table", "1", "--row", "VGG"], "--row 'VGG': Table 1 has PeleeNet; SPeleeNet"),
+        (["--table", "1", "--row", "VGG"], "--row 'VGG': no such row in Table 1"),
+        (["--table", "4", "--row", "EFM(SAM) CSPPeleeNet"], "did you mean 'EFM.SAM. CSPPeleeNet 512' or"),
         (["--table", "1", "--measure", "time"], "--measure: expected some of ap, fps"),
         (["--figure", "3"], "figure 3: expected 7 or 8"),
         (["--figure", "8", "--row", "x"], "--figure: --row, --measure, --data and --split are for tables"),
@@ -153,5 +154,12 @@ def test_a_classifier_from_folders_to_top_1(call: Call, tmp_path: Path) -> None:
     assert trained["run_dir"] == str(run)
     assert json.loads(call("eval", str(run), "--json")[0]) == {"top1": 1.0, "top5": 1.0, "images": 16}
     assert "top-1 1.0000, top-5 1.0000" in call("eval", str(run), "--split", "train", "--data", str(tmp_path))[0]
+    with pytest.raises(InputError, match="holds a run with another model"):
+        call("train", str(ROOT / "configs/tiny.yaml"), f"run_dir={run}", "--replay", "3")
+    with pytest.raises(InputError, match="holds a classifier, which is not that of"):
+        call("eval", str(ROOT / "configs/tiny.yaml"), "--weights", str(run / "best.safetensors"))
+    with pytest.raises(InputError, match="--backend: is for detectors"):
+        call("eval", str(run), "--backend", "torch")
+    assert "0 pictures cannot be read" in call("doctor", str(tmp_path), "--config", str(run / "config.yaml"))[0]
     replayed = json.loads(call("train", config, *settings, *schedule, *where, "--replay", "3", "--json")[0])
     assert len(replayed["image_ids"]) == len(list((run / "replay_3").glob("*.png"))) == 8
