@@ -133,7 +133,7 @@ def time_table(
     timed = sorted((cost for cost in costs if cost.name in times), key=lambda cost: -times[cost.name].lost_ms)
     width = max([len(cost.name) for cost in timed] + [5])
     lines = [
-        f"to optimise first, run by {engine} (at best: a large matrix product here reaches {machine.gflops:.0f} GFLOP/s, "
+        f"to optimise first, run by {engine} (at best: a large matrix product reaches {machine.gflops:.0f} GFLOP/s, "
         f"a copy {machine.gbytes:.1f} GB/s, in float32):",
         f"{'layer':<{width}} {'kind':<8}{'ms':>8}{'at best':>9}{'bound':>9}{'GFLOP/s':>9}{'of peak':>9}"
         f"{'roofline':>10}{'lost ms':>9}",
