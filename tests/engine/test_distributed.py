@@ -46,9 +46,20 @@ def launched(command: list[str], cwd: Path, **streams: int) -> Iterator[subproce
     try:
         yield launcher
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGKILL)
+        for process in (launcher.pid, *descendants(launcher.pid)):  # ranks have sessions of their own
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
         launcher.communicate()
+
+
+def descendants(process: int) -> list[int]:
+    """Children, grandchildren, ... that are session leaders, so that they can be killed with all that is theirs."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lists = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
+        children = [int(child) for children in lists for child in children]
+        found = [child for child in children if os.getpgid(child) == child]
+        return found + [each for child in children for each in descendants(child)]
+    return []
 
 
 def wait_for(path: Path) -> None:
@@ -160,7 +171,7 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
         os.kill(int(children[-1]), signal.SIGKILL)
         assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
         with suppress(subprocess.TimeoutExpired):
-            launcher.wait(timeout=45)
+            launcher.wait(timeout=25)
     # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up or
     # waits for ever: it is started again with the same command, as a job system would.
     if launcher.returncode != 0:
