@@ -28,8 +28,8 @@ demo: $(READY)  ## train on the embedded data, evaluate, write annotated picture
 soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (6 minutes on a quiet machine)
 	$(RUN) -m pytest -m soak
 
-test: $(READY)  ## run all tests
-	$(RUN) -m pytest
+test: $(READY)  ## run all tests, side by side (alone: .venv/bin/python -m pytest)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)  ## formatting and lint
 	$(RUN) -m ruff format --check .

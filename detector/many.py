@@ -6,6 +6,7 @@ on behind the last whole line; at the end it becomes OUT.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -95,23 +96,33 @@ def predict_many(
         progress: show a bar on stderr.
 
     Raises:
-        InputError: OUT exists or has another ending, or what is left of an earlier run does not fit.
+        InputError: OUT exists or has another ending, what is left of an earlier run does not fit, or another run is
+            writing the same.
     """
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
-    done = _open_partial(partial, settings)
-    waiting = [path for path in pictures if str(path) not in done]
-    bar = tqdm(total=len(pictures), initial=len(done), desc="predict", unit="img", disable=not progress)
-    with partial.open("ab") as record, bar, ThreadPoolExecutor(max_workers=2) as readers:
-        for batch in _read_ahead(waiting, readers, batch_size):
-            for line in _predict_batch(batch, predict, class_names):
-                record.write(json.dumps(line).encode() + b"\n")
-            record.flush()
-            bar.update(len(batch))
+    with partial.open("ab") as record, ThreadPoolExecutor(max_workers=2) as readers:
+        _lock(record)
+        done = _open_partial(partial, settings)
+        waiting = [path for path in pictures if str(path) not in done]
+        with tqdm(total=len(pictures), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
+            for batch in _read_ahead(waiting, readers, batch_size):
+                for line in _predict_batch(batch, predict, class_names):
+                    record.write(json.dumps(line).encode() + b"\n")
+                record.flush()
+                bar.update(len(batch))
     report = _finish(partial, out, class_names, resumed=len(done))
     partial.unlink()
     return report
+
+
+def _lock(record: BinaryIO) -> None:
+    """Keeps other runs away from the record for as long as it is open. Raises: InputError: one is there already."""
+    try:
+        fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{record.name}: another run is writing it; wait for it or choose another --out") from error
 
 
 def _read_ahead(

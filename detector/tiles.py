@@ -143,21 +143,20 @@ def _to_picture(detections: Detections, tile: int, window: Window, picture_hw: t
 
 def _join_pieces(finds: list[_Find]) -> list[_Find]:
     """Joins cut finds that face each other across a seam, until nothing can be joined any more."""
-    whole = [find for find in finds if not any(find.cut)]
-    pieces = [find for find in finds if any(find.cut)]
-    joined = True
-    while joined:
-        joined = False
-        for index, first in enumerate(pieces):
-            for other in range(index + 1, len(pieces)):
-                union = _join(first, pieces[other])
-                if union is not None:
-                    pieces = [*pieces[:index], union, *pieces[index + 1 : other], *pieces[other + 1 :]]
-                    joined = True
-                    break
-            if joined:
+    done = [find for find in finds if not any(find.cut)]
+    waiting = [find for find in reversed(finds) if any(find.cut)]
+    alone: list[_Find] = []  # pieces that were compared with each other
+    while waiting:
+        piece = waiting.pop()
+        for index, other in enumerate(alone):
+            union = _join(other, piece)
+            if union is not None:
+                del alone[index]
+                waiting.append(union)
                 break
-    return whole + pieces
+        else:
+            alone.append(piece)
+    return done + alone
 
 
 def _join(first: _Find, second: _Find) -> _Find | None:

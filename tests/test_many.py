@@ -132,6 +132,20 @@ def test_a_picture_that_fails_costs_only_itself(folder: Path, tmp_path: Path) ->
     assert "cannot be predicted: too dark" in dict(report.failed)[str(folder / "inner/05.png")]
 
 
+def test_two_runs_do_not_write_the_same_file(folder: Path, tmp_path: Path) -> None:
+    out, refusals = tmp_path / "out.jsonl", []
+
+    def predict_while_another_starts(images: Sequence[Image]) -> list[Detections]:
+        with pytest.raises(InputError, match="another run is writing it") as refusal:
+            run(folder, out)
+        refusals.append(refusal)
+        return predict(images)
+
+    assert run(folder, out, predictor=predict_while_another_starts).images == 12
+    assert refusals
+    assert len(out.read_text().splitlines()) == 14
+
+
 def test_an_empty_or_damaged_record(folder: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.json.partial"
     partial.write_bytes(b"no json\n")

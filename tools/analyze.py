@@ -95,13 +95,18 @@ def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from detector.analysis.complexity import Totals, complexity_table
     from detector.export.costs import exported_costs
 
-    costs, times, total_ms = exported_costs(Path(options.model), threads=torch.get_num_threads())
+    found = exported_costs(Path(options.model), threads=torch.get_num_threads())
+    costs = found.layers
     params = sum(cost.params for cost in costs)
     totals = Totals(params, None, sum(cost.bflops for cost in costs), sum(cost.cio for cost in costs))
-    report = {"totals": asdict(totals), "layers": [asdict(cost) for cost in costs]}
-    text = complexity_table(costs, totals)
+    report = {
+        "totals": {**asdict(totals), "activation_peak_bytes": found.peak_bytes},
+        "layers": [{**asdict(cost), "held_bytes": found.held.get(cost.name)} for cost in costs],
+    }
+    text = complexity_table(costs, totals, found.held)
+    text += f"\nfeature maps: {found.peak_bytes / 2**20:.1f} MB at once as OpenVINO executes it, batch 1"
     if options.measure:
-        text += "\n" + add_times(report, costs, times, total_ms, engine="OpenVINO")
+        text += "\n" + add_times(report, costs, found.ms, found.total_ms, engine="OpenVINO")
     return report, text
 
 

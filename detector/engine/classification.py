@@ -21,6 +21,7 @@ from detector.checkpoint import Checkpoint
 from detector.config import ClassifierConfig, ClassifyConfig, parse_classify_text
 from detector.data.image_folder import ClassBatch, ClassifiedImages, centre_view, class_batches, open_image_folder
 from detector.data.images import read_image
+from detector.engine.classification_report import write_classification_report
 from detector.engine.distributed import Ranks
 from detector.engine.log import RunLog, SilentLog
 from detector.engine.replay import save_class_batch
@@ -29,9 +30,11 @@ from detector.engine.step import to_network_input, use_bf16
 from detector.engine.task import Loss
 from detector.errors import InputError
 from detector.metrics.top_k import ranks_of_truth, top_k
-from detector.structures import Image
+from detector.structures import Floats, Image
 
 EVALUATION_BATCH = 32
+ClassifiedBatch = tuple[Sequence[int], Floats]
+"""B indices of images, their logits (B, K)."""
 
 
 class ClassificationTask:
@@ -85,22 +88,25 @@ class ClassificationTask:
         self, state: RunState, log: RunLog | SilentLog, ranks: Ranks
     ) -> tuple[dict[str, Any], list[Image], str]:
         mine = range(ranks.rank, len(self.val_set), ranks.size)
-        network = state.evaluated_network()
-        training = network.training
-        found = list(
-            classify_all(network.eval(), self.val_set, mine, self.config, ranks.device, progress=log.shows_progress)
-        )
-        network.train(training)
-        places = ranks.gather(found)
+        places = ranks.gather(places_of_truth(self.val_set, self._answers(state, mine, progress=log.shows_progress)))
         metrics = ranks.agree(top_k(places) if ranks.first else {})
         return metrics, [], f"top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}"
 
     def save_batch(self, folder: Path, batch: ClassBatch) -> None:
         save_class_batch(folder, batch)
 
-    def write_report(self, path: Path, state: RunState, *, progress: bool) -> bool:
-        del path, state, progress  # TensorBoard shows what there is to see of a classifier
-        return False
+    def write_report(self, path: Path, state: RunState, *, progress: bool) -> None:
+        answers = self._answers(state, range(len(self.val_set)), progress=progress)
+        write_classification_report(path, self.config, self.train_set, self.val_set, answers)
+
+    def _answers(self, state: RunState, indices: Sequence[int], *, progress: bool) -> Iterator[ClassifiedBatch]:
+        """Of the network that would be released, to images of the validation split."""
+        network = state.evaluated_network()
+        training = network.training
+        yield from classify_all(
+            network.eval(), self.val_set, indices, self.config, self.ranks.device, progress=progress
+        )
+        network.train(training)
 
 
 def evaluate_checkpoint(
@@ -125,8 +131,16 @@ def evaluate_checkpoint(
     require_classes(data, checkpoint.info["class_names"], "the training data")
     network = build_network(checkpoint.model)
     network.load_state_dict(checkpoint.weights())
-    places = list(classify_all(network.eval(), data, range(len(data)), config, torch.device("cpu"), progress=progress))
+    answers = classify_all(network.eval(), data, range(len(data)), config, torch.device("cpu"), progress=progress)
+    places = places_of_truth(data, answers)
     return {**top_k(places), "images": len(places)}
+
+
+def places_of_truth(dataset: ClassifiedImages, answers: Iterable[ClassifiedBatch]) -> list[int]:
+    """For each image how many classes come before the true one."""
+    return [
+        place for indices, logits in answers for place in ranks_of_truth(logits, dataset.labels[list(indices)]).tolist()
+    ]
 
 
 def require_classes(dataset: ClassifiedImages, class_names: Sequence[str], where: str) -> None:
@@ -155,8 +169,8 @@ def classify_all(
     device: torch.device,
     *,
     progress: bool,
-) -> Iterator[int]:
-    """For each image how many classes come before the true one.
+) -> Iterator[ClassifiedBatch]:
+    """Classifies images, batch by batch.
 
     Args:
         network: in eval mode.
@@ -179,4 +193,4 @@ def classify_all(
             images = torch.from_numpy(np.stack(list(readers.map(view, part)))).permute(0, 3, 1, 2)  # (B, 3, S, S)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(to_network_input(images, device)).float().cpu().numpy()
-            yield from ranks_of_truth(logits, dataset.labels[list(part)]).tolist()
+            yield part, logits

@@ -96,10 +96,9 @@ class DetectionTask:
     def save_batch(self, folder: Path, batch: Batch) -> None:
         save_batch(folder, batch, self.config.model.class_names)
 
-    def write_report(self, path: Path, state: RunState, *, progress: bool) -> bool:
+    def write_report(self, path: Path, state: RunState, *, progress: bool) -> None:
         predictor = self._predictor(state)
         write_run_report(path, self.config, predictor, self.train_set, self.val_set, progress=progress)
-        return True
 
     def _predictor(self, state: RunState) -> Predictor:
         """The network that would be released, with the thresholds of the evaluation."""

@@ -21,6 +21,8 @@ from detector.render import draw, tile
 from detector.structures import Detections, Image, Sample
 
 NUM_WORST = 20
+BACKGROUND = "background"
+CONFUSION_TITLE = "Confusion, score above 0.25, IoU 0.5"
 
 
 def evaluate_with_plots(
@@ -55,7 +57,8 @@ def evaluate_with_plots(
     evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=progress, on_image=look)
     out_dir.mkdir(parents=True, exist_ok=True)
     plot_precision_recall(out_dir / "precision_recall.png", *evaluation.coco.precision_recall(), dataset.class_names)
-    plot_confusion(out_dir / "confusion.png", confusion.counts, dataset.class_names)
+    names = [*dataset.class_names, BACKGROUND]
+    plot_confusion(out_dir / "confusion.png", confusion.counts, names, title=CONFUSION_TITLE)
     pictures = [picture for _, _, picture in sorted(worst, key=lambda item: item[:2], reverse=True)]
     cv2.imwrite(str(out_dir / "worst.jpg"), tile(pictures, columns=4, cell_hw=(240, 640))[..., ::-1])
     return evaluation.compute()

@@ -62,5 +62,5 @@ class Task(Protocol):
     def save_batch(self, folder: Path, batch: Any) -> None:
         """Writes a batch so that it can be looked at. Raises: OSError."""
 
-    def write_report(self, path: Path, state: RunState, *, progress: bool) -> bool:
-        """Writes the run's page; False where there is none."""
+    def write_report(self, path: Path, state: RunState, *, progress: bool) -> None:
+        """Writes the run's page. Raises: InputError: a picture cannot be read."""

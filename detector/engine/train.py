@@ -136,8 +136,8 @@ def _run(config: RunConfig, state: RunState, log: RunLog | SilentLog, task: Task
         metrics = _measure(state, log, task, ranks)[0]
     if ranks.first:
         report = run_dir / "report.html"
-        if task.write_report(report, state, progress=log.shows_progress):
-            log.say(f"report: {report}")
+        task.write_report(report, state, progress=log.shows_progress)
+        log.say(f"report: {report}")
     speeds = pace.figures()
     return {**metrics, **{name: speeds.get(name) for name in ("images_per_second", "share_of_steps_that_waited")}}
 

@@ -1,8 +1,10 @@
-"""What the layers of an exported file cost and how long they take, by OpenVINO's own account."""
+"""What the layers of an exported file cost, hold in memory and take in time, by OpenVINO's own account."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +22,35 @@ WARM_UP = 3
 POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool", "ReduceMean": "avgpool"}
 
 
-def exported_costs(path: Path, *, threads: int, runs: int = 10) -> tuple[list[LayerCost], dict[str, float], float]:
+@dataclass(frozen=True)
+class ExportedCosts:
+    """Of an exported file, for one image.
+
+    Attributes:
+        layers: that cost something, in the order of execution.
+        ms: the median time of the layers that OpenVINO times, by name.
+        total_ms: of the whole network.
+        held: bytes of feature maps in memory after each operation that is executed, by name.
+        peak_bytes: the most at any time.
+    """
+
+    layers: list[LayerCost]
+    ms: dict[str, float]
+    total_ms: float
+    held: dict[str, int]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a graph: what it writes, in bytes, and the names of the operations that it reads."""
+
+    name: str
+    written: int
+    reads: tuple[str, ...]
+
+
+def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts:
     """The convolutions and poolings of an .onnx or .xml file, run in float32 (but for what is INT8 in it).
 
     Biases are not counted: in an exported file they hold the folded normalisation.
@@ -29,9 +59,6 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> tuple[list[La
         path: of the file.
         threads: to run with.
         runs: on one image that count, after some that warm up.
-
-    Returns:
-        costs in the order of execution; the median ms of the layers that OpenVINO times; of the whole network.
 
     Raises:
         InputError: another kind of file, or one that cannot be opened.
@@ -59,7 +86,8 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> tuple[list[La
         model.reshape(shape)
         costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
         with kept_signal_stack():
-            request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+            compiled = openvino.Core().compile_model(model, "CPU", settings)
+            request = compiled.create_infer_request()
     except RuntimeError as error:
         raise InputError(f"{path}: OpenVINO cannot run it ({' '.join(str(error).splitlines()[-1:])})") from error
     images = np.zeros(shape, np.uint8 if model.input().element_type == openvino.Type.u8 else np.float32)
@@ -74,7 +102,47 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> tuple[list[La
                 totals.append(request.latency)
     known = {cost.name for cost in costs}
     times = {name: median(values) for name, values in spent.items() if name in known and median(values) > 0}
-    return costs, times, median(totals)
+    held, peak_bytes = held_bytes(executed_steps(compiled))
+    return ExportedCosts(costs, times, median(totals), held, peak_bytes)
+
+
+def executed_steps(compiled: openvino.CompiledModel) -> list[Step]:
+    """What is executed, fused as the runtime fused it; a fused operation has the name of its first. Without weights.
+
+    A reshape is a view and writes nothing. A concatenation is counted as a copy, though some layouts spare it.
+    """
+    steps: list[Step] = []
+    owner: dict[str, str] = {}  # name of an executed operation -> the step in whose memory its output is
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        name, kind = node.get_friendly_name(), node.get_rt_info()["layerType"].astype(str)
+        sources = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
+        reads = tuple(owner[source] for source in sources if source in owner)
+        if kind != "Input" and not reads:
+            continue  # weights, and what is made of them alone
+        if kind == "Reshape":
+            owner[name] = reads[0]
+            continue
+        written = 0 if kind == "Output" else sum(port.get_tensor().size for port in node.outputs())
+        owner[name] = name
+        steps.append(Step(name, written, reads))
+    return steps
+
+
+def held_bytes(steps: Sequence[Step]) -> tuple[dict[str, int], int]:
+    """Lets every result live until its last reader has run; what nobody reads stays to the end.
+
+    Returns:
+        bytes held after each step, by name; the most at any time.
+    """
+    last = {source: number for number, step in enumerate(steps) for source in step.reads}
+    written = {step.name: step.written for step in steps}
+    held, live, peak = {}, 0, 0
+    for number, step in enumerate(steps):
+        live += step.written
+        peak = max(peak, live)
+        live -= sum(written[source] for source in set(step.reads) if last[source] == number)
+        held[step.name] = live
+    return held, peak
 
 
 def _cost(operation: Any) -> LayerCost | None:

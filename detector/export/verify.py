@@ -15,11 +15,12 @@ import torch
 from detector.boxes import pairwise_iou
 from detector.postprocess import Decoder, postprocess
 from detector.runtime import Pixels, Runtime, relative_difference
+from detector.runtime.record import Suppression
 from detector.structures import Detections, Floats
 
-SCORE_THRESHOLD = 0.25
-NMS_THRESHOLD = 0.45
-MAX_DETECTIONS = 300
+SUPPRESSION = Suppression(score_threshold=0.25, nms_threshold=0.45, max_detections=300)
+SAME_SCORE = 1e-5
+"""Scores so near to each other are the same: which of two such boxes passes a limit is rounding, not disagreement."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Agreement:
         maps: largest relative difference of the raw maps.
         score: largest difference of the scores of matched boxes.
         iou: smallest overlap of matched boxes (1 without any); never below the tolerance.
-        unmatched: share of the boxes without a counterpart.
+        unmatched: share of the boxes without a counterpart, but for those on the very limit (`SAME_SCORE`).
         ap50: of the export and `ap50_reference` of the network, where they were measured.
     """
 
@@ -117,36 +118,47 @@ def compare(
     if not np.isfinite(maps):
         return Agreement(len(pictures), 0, float("inf"), float("inf"), 0.0, 1.0)
     pairs = zip(_boxes(expected, decoder), _boxes(given, decoder), strict=True)
-    return _compare_boxes(list(pairs), maps, allowed)
+    return compare_detections(list(pairs), SUPPRESSION, allowed, maps)
 
 
-def compare_detections(pairs: Sequence[tuple[Detections, Detections]], allowed: Tolerances) -> Agreement:
-    """Compares only boxes: for graphs that end in them. Pairs of (network, export), one for each picture."""
-    return _compare_boxes(pairs, 0.0, allowed)
+def compare_detections(
+    pairs: Sequence[tuple[Detections, Detections]], suppression: Suppression, allowed: Tolerances, maps: float = 0.0
+) -> Agreement:
+    """Compares only boxes: for graphs that end in them.
 
-
-def _boxes(raw_maps: Sequence[Floats], decoder: Decoder) -> list[Detections]:
-    return postprocess(
-        raw_maps,
-        decoder,
-        score_threshold=SCORE_THRESHOLD,
-        nms_threshold=NMS_THRESHOLD,
-        max_detections=MAX_DETECTIONS,
-    )
-
-
-def _compare_boxes(pairs: Sequence[tuple[Detections, Detections]], maps: float, allowed: Tolerances) -> Agreement:
+    Args:
+        pairs: of (network, export), one for each picture.
+        suppression: the limits that both were given.
+        allowed: the declared tolerances.
+        maps: the difference of the raw maps, for the result.
+    """
     scores, overlaps, alone, total = [0.0], [1.0], 0, 0
     for expected, given in pairs:
         overlap = pairwise_iou(torch.from_numpy(expected.boxes_xyxy), torch.from_numpy(given.boxes_xyxy)).numpy()
         overlap = np.where(expected.labels[:, None] == given.labels, overlap, 0.0)
         total += len(expected) + len(given)
         matched_rows, matched_columns = _match(overlap, allowed.iou)
-        alone += len(expected) + len(given) - 2 * len(matched_rows)
+        alone += _count_alone(expected, matched_rows, _lowest(given, suppression))
+        alone += _count_alone(given, matched_columns, _lowest(expected, suppression))
         overlaps += overlap[matched_rows, matched_columns].tolist()
         scores += np.abs(expected.scores[matched_rows] - given.scores[matched_columns]).tolist()
     count = sum(len(expected) for expected, _ in pairs)
     return Agreement(len(pairs), count, maps, max(scores), min(overlaps), alone / max(total, 1))
+
+
+def _boxes(raw_maps: Sequence[Floats], decoder: Decoder) -> list[Detections]:
+    return postprocess(raw_maps, decoder, **vars(SUPPRESSION))
+
+
+def _lowest(found: Detections, suppression: Suppression) -> float:
+    """The score that a box needed to be among them."""
+    is_full = len(found) == suppression.max_detections
+    return float(found.scores.min()) if is_full else suppression.score_threshold
+
+
+def _count_alone(found: Detections, matched: list[int], limit: float) -> int:
+    """Boxes without a counterpart that were not on the other side's limit."""
+    return int((np.delete(found.scores, matched) > limit + SAME_SCORE).sum())
 
 
 def _match(overlap: Floats, least: float) -> tuple[list[int], list[int]]:

@@ -318,7 +318,7 @@ def _compare_boxes(
             **vars(record.suppression),
         )
         found.append([predictor.predict(picture) for picture in pictures])
-    return compare_detections(list(zip(*found, strict=True)), allowed)
+    return compare_detections(list(zip(*found, strict=True)), record.suppression, allowed)
 
 
 def _refuse(

@@ -41,15 +41,15 @@ def plot_precision_recall(
     figure.savefig(target, dpi=120)
 
 
-def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
-    """The confusion matrix as shares of each true class, with the counts written in where there is room.
+def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], names: Sequence[str], *, title: str) -> None:
+    """A confusion matrix as shares of each true class, with the counts written in where there is room.
 
     Args:
         target: file of the PNG.
-        counts: (C + 1, C + 1); row: truth, column: detection; the last of each is background.
-        class_names: C.
+        counts: (N, N); row: truth, column: what it was taken for.
+        names: N, of the rows and columns.
+        title: above the plot.
     """
-    names = [*class_names, "background"]
     side = 2.5 + min(0.7 * len(names), 14)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -57,7 +57,7 @@ def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], class_nam
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(names))
-    axes.set(xlabel="detected as", ylabel="truth", title="Confusion, score above 0.25, IoU 0.5")
+    axes.set(xlabel="found", ylabel="truth", title=title)
     axes.set_xticks(ticks, names, rotation=60, ha="right")
     axes.set_yticks(ticks, names)
     if len(names) <= MAX_NAMED_CLASSES:

@@ -9,9 +9,11 @@ import pytest
 
 from detector.export.verify import TOLERANCES, Agreement, compare_detections
 from detector.runtime import relative_difference
+from detector.runtime.record import Suppression
 from detector.structures import Detections
 
 FP32 = TOLERANCES["fp32"]
+LIMITS = Suppression(score_threshold=0.5, nms_threshold=0.45, max_detections=3)
 
 
 def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
@@ -22,31 +24,44 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Detections:
 def test_the_same_boxes_agree_in_any_order() -> None:
     first = found((0, 0, 10, 10, 0.9, 0), (5, 0, 15, 10, 0.8, 0))
     second = found((5, 0, 15, 10, 0.8, 0), (0, 0, 10, 10, 0.9, 0))
-    agreement = compare_detections([(first, second), (found(), found())], FP32)
+    agreement = compare_detections([(first, second), (found(), found())], LIMITS, FP32)
     assert (agreement.pictures, agreement.boxes, agreement.unmatched, agreement.score) == (2, 2, 0, 0)
     assert agreement.complaints(FP32) == []
 
 
 def test_a_box_that_moved_has_no_counterpart() -> None:
-    agreement = compare_detections([(found((0, 0, 10, 10, 0.9, 0)), found((1, 0, 11, 10, 0.9, 0)))], FP32)
+    agreement = compare_detections([(found((0, 0, 10, 10, 0.9, 0)), found((1, 0, 11, 10, 0.9, 0)))], LIMITS, FP32)
     assert agreement.unmatched == 1
     loose = replace(FP32, iou=0.8)
-    again = compare_detections([(found((0, 0, 10, 10, 0.9, 0)), found((1, 0, 11, 10, 0.9, 0)))], loose)
+    again = compare_detections([(found((0, 0, 10, 10, 0.9, 0)), found((1, 0, 11, 10, 0.9, 0)))], LIMITS, loose)
     assert again.unmatched == 0
     assert again.iou == pytest.approx(9 / 11)
 
 
 def test_another_class_or_score_is_a_difference() -> None:
     pair = found((0, 0, 10, 10, 0.9, 0)), found((0, 0, 10, 10, 0.9, 1))
-    assert compare_detections([pair], FP32).unmatched == 1
+    assert compare_detections([pair], LIMITS, FP32).unmatched == 1
     pair = found((0, 0, 10, 10, 0.9, 0)), found((0, 0, 10, 10, 0.7, 0))
-    assert compare_detections([pair], FP32).score == pytest.approx(0.2)
-    assert "scores differ by 0.2" in compare_detections([pair], FP32).complaints(FP32)[0]
+    assert compare_detections([pair], LIMITS, FP32).score == pytest.approx(0.2)
+    assert "scores differ by 0.2" in compare_detections([pair], LIMITS, FP32).complaints(FP32)[0]
 
 
 def test_a_box_has_one_counterpart_only() -> None:
     one, two = found((0, 0, 10, 10, 0.9, 0)), found((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 0))
-    assert compare_detections([(one, two)], FP32).unmatched == pytest.approx(1 / 3)
+    assert compare_detections([(one, two)], LIMITS, FP32).unmatched == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("score", "alone"), [(0.500009, 0), (0.502, 1)])
+def test_a_box_on_the_score_threshold_needs_no_counterpart(score: float, alone: int) -> None:
+    agreement = compare_detections([(found((0, 0, 10, 10, score, 0)), found())], LIMITS, FP32)
+    assert (agreement.boxes, agreement.unmatched) == (1, alone)
+
+
+@pytest.mark.parametrize(("last", "share"), [(0.700001, 0), (0.75, 1 / 6)])
+def test_where_the_number_of_boxes_is_limited_the_last_may_be_another(last: float, share: float) -> None:
+    same = (0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 1)
+    first, second = found(*same, (20, 0, 30, 10, 0.7, 0)), found(*same, (40, 0, 50, 10, last, 0))
+    assert compare_detections([(first, second)], LIMITS, FP32).unmatched == pytest.approx(share)
 
 
 def test_ap50_may_rise_where_only_losses_count() -> None:

@@ -119,7 +119,7 @@ def test_matching_and_confusion_by_hand(tmp_path: Path) -> None:
     assert mistakes == 1 + 2 + 1  # missed, extra, mixed up
     assert matrix.counts.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
     assert matrix.update(boxes[:0], np.zeros(0, np.int64), Detections()) == 0
-    plot_confusion(tmp_path / "c.png", matrix.counts, ("cat", "dog"))
+    plot_confusion(tmp_path / "c.png", matrix.counts, ("cat", "dog", "background"), title="Confusion")
     plot_precision_recall(tmp_path / "p.png", np.linspace(0, 1, 101), np.full((101, 2), -1.0), ("cat", "dog"))
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert (tmp_path / "p.png").stat().st_size > 5000

@@ -116,6 +116,10 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
         theirs = [layer for layer in report["layers"] if layer["kind"] == "conv"]
         assert sum(layer["bflops"] for layer in theirs) == pytest.approx(sum(one["bflops"] for one in convolutions))
         assert sum(layer["time"] is not None for layer in theirs) > 0.9 * len(theirs)
+        held = [layer["held_bytes"] for layer in report["layers"]]
+        peak, in_pytorch = (each["totals"]["activation_peak_bytes"] for each in (report, native))
+        assert max(held) <= peak <= 1.2 * in_pytorch, "the runtime fuses and reuses; it needs no more"
+        assert peak > 0.5 * in_pytorch
 
 
 @pytest.mark.parametrize(
