@@ -29,7 +29,9 @@ WORST = 20
 
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("model", help="a config, a Darknet cfg, a weights file, or an exported .onnx or .xml")
+    parser.add_argument(
+        "model", help="a config, a Darknet cfg, a weights file, or an exported .onnx, .xml or .torchscript"
+    )
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the model's)")
     parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
     parser.add_argument("--measure", action="store_true", help="time the layers here, beside what the machine can do")

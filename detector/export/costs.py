@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import openvino
+import torch
 from openvino import properties
 
 from detector.analysis.complexity import LayerCost
 from detector.errors import InputError
 from detector.runtime.openvino_backend import read_model
+from detector.runtime.record import ExportRecord
 from detector.runtime.signal_stack import kept_signal_stack
+from detector.runtime.torch_backend import load_script
 
 WARM_UP = 3
+CONVOLUTIONS = ("Convolution", "GroupConvolution")
 POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool", "ReduceMean": "avgpool"}
 
 
@@ -51,23 +55,21 @@ class Step:
 
 
 def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts:
-    """The convolutions and poolings of an .onnx or .xml file, run in float32 (but for what is INT8 in it).
+    """The convolutions and poolings of an exported file, run in float32 (but for what is INT8 in it).
 
     Biases are not counted: in an exported file they hold the folded normalisation.
 
     Args:
-        path: of the file.
+        path: .onnx, .xml or .torchscript.
         threads: to run with.
         runs: on one image that count, after some that warm up.
 
     Raises:
         InputError: another kind of file, or one that cannot be opened.
     """
-    if path.suffix not in {".onnx", ".xml"}:
-        raise InputError(f"{path}: only .onnx and .xml files say what their layers are")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    model = read_model(path)
+    model = _read_script(path) if path.suffix == ".torchscript" else read_model(path)
     shapes = [port.get_partial_shape() for port in model.inputs]
     if (
         len(shapes) != 1
@@ -104,6 +106,19 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts
     times = {name: median(values) for name, values in spent.items() if name in known and median(values) > 0}
     held, peak_bytes = held_bytes(executed_steps(compiled))
     return ExportedCosts(costs, times, median(totals), held, peak_bytes)
+
+
+def _read_script(path: Path) -> openvino.Model:
+    """A TorchScript file of ours as OpenVINO sees it, its convolutions called as in the network. Raises: InputError."""
+    script, text = load_script(path)
+    height, width = ExportRecord.from_json(text, str(path)).preprocess.size_hw
+    model = openvino.convert_model(script, example_input=torch.zeros(1, 3, height, width))
+    model.reshape([1, 3, height, width])
+    for operation in model.get_ops():
+        if operation.get_type_name() in CONVOLUTIONS:
+            weights = operation.input_value(1).get_node().get_friendly_name()
+            operation.set_friendly_name(weights.removeprefix("self.").removesuffix(".weight"))
+    return model
 
 
 def executed_steps(compiled: openvino.CompiledModel) -> list[Step]:
@@ -147,7 +162,7 @@ def held_bytes(steps: Sequence[Step]) -> tuple[dict[str, int], int]:
 
 def _cost(operation: Any) -> LayerCost | None:
     kind = operation.get_type_name()
-    if kind not in {"Convolution", "GroupConvolution", *POOLS}:
+    if kind not in {*CONVOLUTIONS, *POOLS}:
         return None
     source, target = (tuple(port.get_shape()) for port in (operation.input(0), operation.output(0)))
     if len(source) != 4 or len(target) != 4:

@@ -101,13 +101,13 @@ def test_what_to_optimise_first(call: Call) -> None:
 
 def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: Path, tmp_path: Path) -> None:
     from detector.engine.evidence import gather_evidence
-    from detector.export.write import Request, export
+    from detector.export.write import ENDINGS, Request, export
     from detector.load import load_detector
 
     loaded = load_detector(trained_run / "best.safetensors")
     costs: dict[str, Any] = {}
-    for to in ("openvino", "onnx"):
-        out = tmp_path / f"model{'.xml' if to == 'openvino' else '.onnx'}"
+    for to in ("openvino", "onnx", "torchscript"):
+        out = tmp_path / f"model{ENDINGS[to]}"
         export(loaded, Request(to, out), gather_evidence(loaded))
         costs[to] = json.loads(call("analyze", str(out), "--measure", "--json")[0])
     native = json.loads(call("analyze", str(trained_run / "best.safetensors"), "--json")[0])
@@ -116,6 +116,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
         theirs = [layer for layer in report["layers"] if layer["kind"] == "conv"]
         assert sum(layer["bflops"] for layer in theirs) == pytest.approx(sum(one["bflops"] for one in convolutions))
         assert sum(layer["time"] is not None for layer in theirs) > 0.9 * len(theirs)
+        assert {layer["name"].split("/")[0] for layer in theirs} == {layer["name"] for layer in convolutions}
         held = [layer["held_bytes"] for layer in report["layers"]]
         peak, in_pytorch = (each["totals"]["activation_peak_bytes"] for each in (report, native))
         assert max(held) <= peak <= 1.2 * in_pytorch, "the runtime fuses and reuses; it needs no more"
@@ -125,7 +126,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.torchscript"], "only .onnx and .xml files say what their layers are"),
+        (["model.torchscript"], "model.torchscript: no such file"),
         (["nothing.onnx"], "nothing.onnx: no such file"),
         (["x.onnx", "--size", "64"], "an exported file has a size of its own"),
         (["configs/imagenet/resnet10.yaml", "--classifier", "10"], "is a classifier already, with 1000 classes"),
