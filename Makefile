@@ -39,7 +39,7 @@ format: $(READY)  ## format the code
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-typecheck: $(READY)  ## mypy --strict on detector/
+typecheck: $(READY)  ## mypy --strict on detector/ and tools/
 	$(RUN) -m mypy
 
 check: lint typecheck test  ## the gate: everything that must pass

@@ -20,6 +20,8 @@ from detector.cli import Parser, add_model_arguments, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
+    import argparse
+
     from detector.checkpoint import Checkpoint
     from detector.config import ExperimentConfig
     from detector.load import Loaded
@@ -27,6 +29,20 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+
+    from detector.load import find_classifier, find_model
+
+    classifier = find_classifier(options.model, options.weights)
+    if classifier is not None:
+        evaluate_classifier(classifier, options)
+    else:
+        evaluate_detector(find_model(options.model, options.weights, options.names), options)
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     parser.add_argument("--data", help="data set (default: the one that the weights were trained for)")
@@ -39,22 +55,17 @@ def main(arguments: list[str]) -> int:
         "--submit", metavar="NAME", help="write the zip for COCO's evaluation server instead of measuring"
     )
     parser.add_argument("--json", nargs="?", const="-", metavar="OUT", help="metrics as JSON to OUT, or to stdout")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
+    """Prints the metrics and draws the plots, or writes a submission. Raises: InputError."""
     from detector.config import parse_experiment_text
     from detector.data import open_dataset
     from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
-    from detector.load import find_classifier, find_model
 
-    classifier = find_classifier(options.model, options.weights)
-    if classifier is not None:
-        for name in ("submit", "backend", "images", "names", "out"):
-            if getattr(options, name) is not None:
-                raise InputError(f"--{name}: is for detectors, this is a classifier")
-        return evaluate_classifier(classifier, options.data, options.split, options.json)
-    loaded = find_model(options.model, options.weights, options.names)
     stored = loaded.info.get("config")
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
     if config is None and options.data is None:
@@ -71,14 +82,13 @@ def main(arguments: list[str]) -> int:
     if options.submit:
         evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=True)
         print(f"wrote {write_submission(evaluation.coco, out_dir, name=options.submit)}")
-        return 0
+        return
     metrics: dict[str, Any] = evaluate_with_plots(
         predictor, dataset, out_dir, coco_detections=coco_detections, progress=True
     )
     metrics["problems"] = dict(Counter(problem.rule for problem in dataset.problems))
     show(metrics, options.json)
     say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
-    return 0
 
 
 def show(metrics: dict[str, Any], json_out: str | None) -> None:
@@ -93,12 +103,15 @@ def show(metrics: dict[str, Any], json_out: str | None) -> None:
         Path(json_out).write_text(json.dumps(metrics), encoding="utf-8")
 
 
-def evaluate_classifier(checkpoint: Checkpoint, root: str | None, split: str | None, json_out: str | None) -> int:
-    """Measures top-1 and top-5."""
+def evaluate_classifier(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+    """Prints top-1 and top-5. Raises: InputError."""
+    for name in ("submit", "backend", "images", "names", "out"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name}: is for detectors, this is a classifier")
+
     from detector.engine.classification import evaluate_checkpoint
 
-    show(evaluate_checkpoint(checkpoint, root=root, split=split, progress=True), json_out)
-    return 0
+    show(evaluate_checkpoint(checkpoint, root=options.data, split=options.split, progress=True), options.json)
 
 
 def build_predictor(loaded: Loaded, config: ExperimentConfig | None, backend: str | None) -> Predictor:

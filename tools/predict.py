@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from detector.errors import InputError
 if TYPE_CHECKING:
     import argparse
 
+    from detector.many import Report
+    from detector.predict import Predictor
     from detector.structures import Detections, Image
 
 SHOWN_FAILURES = 5
@@ -31,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from detector.many import check_out, find_pictures, predict_many
     from detector.predict import Predictor
     from detector.runtime.threads import usable_cpus
-    from detector.tiles import predict_tiled, tile_windows
+    from detector.tiles import tile_windows
 
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
@@ -43,17 +46,6 @@ def main(arguments: list[str]) -> int:
         loaded, backend=options.backend, score_threshold=options.score_threshold, streams=num_cpus
     )
     say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} pictures")
-
-    side_by_side = predictor.runtime.name.startswith("openvino")  # is quicker so than with batches
-
-    def predict(images: Sequence[Image]) -> list[Detections]:
-        if options.tile is not None:
-            pool = threads if side_by_side else None
-            return [
-                predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap, threads=pool)
-                for image in images
-            ]
-        return list(threads.map(predictor.predict, images)) if side_by_side else predictor.predict_batch(images)
 
     settings = {
         "source": str(Path(options.source).resolve()),
@@ -68,12 +60,34 @@ def main(arguments: list[str]) -> int:
         report = predict_many(
             pictures,
             options.out,
-            predict,
+            partial(predict, predictor, threads, options),
             predictor.class_names,
             settings=settings,
             batch_size=options.batch if options.tile is None else 1,  # tiled pictures are large
             progress=not options.json,
         )
+    tell(report, options)
+    return 0
+
+
+def predict(
+    predictor: Predictor, threads: ThreadPoolExecutor, options: argparse.Namespace, images: Sequence[Image]
+) -> list[Detections]:
+    """Detections of some pictures, as wholes or in tiles."""
+    from detector.tiles import predict_tiled
+
+    side_by_side = predictor.runtime.name.startswith("openvino")  # is quicker so than with batches
+    if options.tile is not None:
+        pool = threads if side_by_side else None
+        return [
+            predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap, threads=pool)
+            for image in images
+        ]
+    return list(threads.map(predictor.predict, images)) if side_by_side else predictor.predict_batch(images)
+
+
+def tell(report: Report, options: argparse.Namespace) -> None:
+    """What came out, and which pictures were skipped."""
     for name, reason in report.failed[:SHOWN_FAILURES]:
         say(f"skipped {name}: {reason}")
     if len(report.failed) > SHOWN_FAILURES:
@@ -84,7 +98,6 @@ def main(arguments: list[str]) -> int:
         resumed = f" ({report.resumed} from an interrupted run)" if report.resumed else ""
         skipped = f"{report.detections} detections, {len(report.failed)} pictures skipped"
         print(f"{report.images} images{resumed}, {skipped}; {options.out}")
-    return 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

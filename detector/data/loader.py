@@ -85,45 +85,46 @@ def ordered_batches(
     Raises:
         InputError: a picture cannot be read and data.bad_labels is `fail`, or no batch came in time.
     """
-    workers, seconds = settings.num_workers, timeout_seconds
+    sampler = StepSampler(
+        start_step=start_step,
+        end_step=end_step,
+        batch_size=settings.batch_size,
+        subdivisions=settings.subdivisions,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    workers = settings.num_workers
     loader = DataLoader(
         samples,
-        batch_sampler=StepSampler(
-            start_step=start_step,
-            end_step=end_step,
-            batch_size=settings.batch_size,
-            subdivisions=settings.subdivisions,
-            rank=rank,
-            num_ranks=num_ranks,
-        ),
+        batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_samples,
         worker_init_fn=partial(_init_worker, watch),
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        timeout=seconds if workers else 0,
+        timeout=timeout_seconds if workers else 0,
     )
-    processes: list[Any] = []
+    guard = _explained if workers else _alarm
     batches: Any = None
     try:
         batches = iter(loader)
-        processes = list(getattr(batches, "_workers", []))
-        for _ in range(len(loader)):
-            if workers:
-                with _explained(watch, seconds, report):
-                    batch = next(batches)
-            else:
-                with _alarm(seconds, watch, report):
-                    batch = next(batches)
+        for _ in range(len(sampler)):
+            with guard(watch, timeout_seconds, report):
+                batch = next(batches)
             yield batch
     finally:
-        # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
-        if processes:
-            batches._shutdown_workers()
-        for process in processes:
-            if process.is_alive():
-                process.kill()
+        _end_workers(batches)
         watch.close()
+
+
+def _end_workers(batches: Any) -> None:
+    """A traceback may keep the loader alive, and its workers ignore the signals that end a process politely."""
+    processes = list(getattr(batches, "_workers", []))
+    if processes:
+        batches._shutdown_workers()
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 @contextmanager
@@ -187,7 +188,7 @@ class _StuckError(Exception):
 
 
 @contextmanager
-def _alarm(seconds: int, watch: ReadingWatch, report: Path | None) -> Iterator[None]:
+def _alarm(watch: ReadingWatch, seconds: int, report: Path | None) -> Iterator[None]:
     """Interrupts what the main process does inside when it takes too long."""
 
     def ring(_: int, frame: FrameType | None) -> None:
