@@ -28,7 +28,7 @@ MAX_CALIBRATION_PICTURES = 300
 MAX_RANKING_PICTURES = 64
 """On so many it is tried which layer costs the most AP50; the budget itself is measured on all."""
 SAFETY = 0.5
-"""Share of the budget that NNCF may spend: it measures in float32, the gate as users run the file (bf16 where it can)."""
+"""Share of the budget that NNCF may spend: it measures in float32, the gate in bf16 where users would run it so."""
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 Measure = Callable[[Runtime, Sequence[int]], float]
 
