@@ -42,20 +42,6 @@ def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def pairwise_distance_iou(boxes_xyxy: Tensor, *, beta: float) -> Tensor:
-    """IoU minus (d / c)^beta (N, N) for every pair of boxes (N, 4) (Darknet `box_diounms`).
-
-    d is the squared distance of the centres, c the squared diagonal of the smallest box around both.
-    """
-    centres = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-    distance = (centres[:, None] - centres[None]).pow(2).sum(-1)  # (N, N)
-    hull_wh = torch.maximum(boxes_xyxy[:, None, 2:], boxes_xyxy[None, :, 2:]) - torch.minimum(
-        boxes_xyxy[:, None, :2], boxes_xyxy[None, :, :2]
-    )  # (N, N, 2)
-    diagonal = hull_wh.pow(2).sum(-1).clamp(min=torch.finfo(boxes_xyxy.dtype).tiny)
-    return pairwise_iou(boxes_xyxy, boxes_xyxy) - (distance / diagonal).pow(beta)
-
-
 def size_iou(first_wh: Tensor, second_wh: Tensor) -> Tensor:
     """IoU (N, M) of box sizes (N, 2) and (M, 2) laid on one centre; how anchors are matched (Darknet `box_iou`)."""
     intersection = torch.minimum(first_wh[:, None], second_wh[None]).prod(-1)  # (N, M)

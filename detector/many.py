@@ -103,7 +103,8 @@ def predict_many(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     with partial.open("ab") as record, ThreadPoolExecutor(max_workers=2) as readers:
-        _lock(record)
+        _lock(record, partial)
+        check_out(out)  # another run may have finished it just now
         done = _open_partial(partial, settings)
         waiting = [path for path in pictures if str(path) not in done]
         with tqdm(total=len(pictures), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
@@ -112,17 +113,20 @@ def predict_many(
                     record.write(json.dumps(line).encode() + b"\n")
                 record.flush()
                 bar.update(len(batch))
-    report = _finish(partial, out, class_names, resumed=len(done))
-    partial.unlink()
+        report = _finish(partial, out, class_names, resumed=len(done))
+        partial.unlink()
     return report
 
 
-def _lock(record: BinaryIO) -> None:
+def _lock(record: BinaryIO, partial: Path) -> None:
     """Keeps other runs away from the record for as long as it is open. Raises: InputError: one is there already."""
     try:
         fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{record.name}: another run is writing it; wait for it or choose another --out") from error
+        if os.path.samestat(os.fstat(record.fileno()), partial.stat()):
+            return
+    except (BlockingIOError, FileNotFoundError):
+        pass  # it is being written, or was finished and removed between opening and locking
+    raise InputError(f"{partial}: another run is writing it; wait for it or choose another --out")
 
 
 def _read_ahead(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from detector.boxes import pairwise_distance_iou
 from detector.structures import Detections, Floats, Ints
 
 MAX_CANDIDATES = 10_000
@@ -25,6 +24,8 @@ MAX_SIDE = 1 << 16
 DARKNET_MIN_SCORE = 0.005
 FEW_CANDIDATES = 1000
 """Up to so many, one suppression of all classes is quicker than one for each class."""
+FEW_TOGETHER = 128
+"""The same for the suppression that looks at distances, which compares each box with each."""
 LARGEST_EXPONENT = 88.0
 """exp of more overflows in float32."""
 LARGEST_GROWTH = 20.0
@@ -182,25 +183,54 @@ def _logit(probability: float) -> float:
 
 def _suppress(boxes: Floats, scores: Floats, labels: Ints, threshold: float, beta: float | None) -> Ints:
     """Row numbers (K',) of the boxes that stay, best first; each class by itself. The rows come best first."""
-    if beta is None and len(labels) <= FEW_CANDIDATES:
+    if beta is not None:
+        return _suppress_by_distance(boxes, labels, threshold, beta)
+    if len(labels) <= FEW_CANDIDATES:
         # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact enough.
         shift = labels * (2.0 * np.abs(boxes).max(initial=0) + 1)
         apart = torch.from_numpy(boxes + shift[:, None])
         return np.sort(nms(apart, torch.from_numpy(scores.astype(np.float64)), threshold).numpy())
-    stays = np.zeros(len(labels), bool)
+    stays = [np.zeros(0, np.int64)]
     for label in set(labels.tolist()):
         mine = np.flatnonzero(labels == label)
-        boxes_of_class = torch.from_numpy(boxes[mine])
-        if beta is None:
-            stays[mine[nms(boxes_of_class, torch.from_numpy(scores[mine]), threshold).numpy()]] = True
-        else:
-            overlap = (pairwise_distance_iou(boxes_of_class, beta=beta) > threshold).numpy()  # (k, k)
-            alive = np.ones(len(mine), bool)
-            for row in range(len(mine)):
-                if alive[row]:
-                    alive[row + 1 :] &= ~overlap[row, row + 1 :]
-            stays[mine[alive]] = True
-    return np.flatnonzero(stays)
+        stays.append(mine[nms(torch.from_numpy(boxes[mine]), torch.from_numpy(scores[mine]), threshold).numpy()])
+    return np.sort(np.concatenate(stays))
+
+
+def _suppress_by_distance(boxes: Floats, labels: Ints, threshold: float, beta: float) -> Ints:
+    """The same by IoU minus (d / c)^beta."""
+    alive = np.ones(len(labels), bool)
+    together = len(labels) <= FEW_TOGETHER
+    groups = [np.arange(len(labels))] if together else [np.flatnonzero(labels == one) for one in set(labels.tolist())]
+    for mine in groups:
+        same_class = labels[mine, None] == labels[mine]
+        overlaps = same_class & (_distance_iou(boxes[mine], beta) > threshold)  # (k, k)
+        alive_here = np.ones(len(mine), bool)
+        for row in np.flatnonzero(overlaps.sum(axis=1) > 1):  # each overlaps with itself
+            if alive_here[row]:
+                alive_here[row + 1 :] &= ~overlaps[row, row + 1 :]
+        alive[mine] = alive_here
+    return np.flatnonzero(alive)
+
+
+def _distance_iou(boxes_xyxy: Floats, beta: float) -> Floats:
+    """IoU minus (d / c)^beta (k, k) for every pair of boxes (k, 4) (Darknet `box_diounms`).
+
+    d is the squared distance of the centres, c the squared diagonal of the smallest box around both.
+    """
+    x1, y1, x2, y2 = boxes_xyxy.T
+    tiny = np.finfo(boxes_xyxy.dtype).tiny
+    width = np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1)
+    height = np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1)
+    common = np.maximum(width, 0) * np.maximum(height, 0)
+    area = (x2 - x1) * (y2 - y1)
+    union = np.add.outer(area, area) - common
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    distance = np.square(np.subtract.outer(x, x)) + np.square(np.subtract.outer(y, y))
+    hull_width = np.maximum.outer(x2, x2) - np.minimum.outer(x1, x1)
+    hull_height = np.maximum.outer(y2, y2) - np.minimum.outer(y1, y1)
+    diagonal = np.square(hull_width) + np.square(hull_height)
+    return np.asarray(common / np.maximum(union, tiny) - (distance / np.maximum(diagonal, tiny)) ** beta)
 
 
 def _darknet_ranks(places: Ints, scores: Floats, labels: Ints) -> dict[int, int]:

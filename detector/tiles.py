@@ -32,12 +32,12 @@ Window = tuple[int, int, int, int]
 
 @dataclass
 class _Find:
-    """One box in the picture's pixels, and at which sides (x1, y1, x2, y2) its tile may have cut it."""
+    """One box in the picture's pixels, of which tiles it is, and at which sides (x1, y1, x2, y2) it may be cut."""
 
     box: Floats
     score: float
     label: int
-    tile: int
+    tiles: frozenset[int]
     cut: tuple[bool, bool, bool, bool]
 
 
@@ -136,16 +136,16 @@ def _to_picture(detections: Detections, tile: int, window: Window, picture_hw: t
     near = np.abs(boxes - np.array(window, np.float32)) <= reach  # (n, 4)
     cut = near & np.array(inner)
     return [
-        _Find(box, float(score), int(label), tile, (bool(c[0]), bool(c[1]), bool(c[2]), bool(c[3])))
+        _Find(box, float(score), int(label), frozenset({tile}), (bool(c[0]), bool(c[1]), bool(c[2]), bool(c[3])))
         for box, score, label, c in zip(boxes, detections.scores, detections.labels, cut, strict=True)
     ]
 
 
 def _join_pieces(finds: list[_Find]) -> list[_Find]:
     """Joins cut finds that face each other across a seam, until nothing can be joined any more."""
-    done = [find for find in finds if not any(find.cut)]
+    uncut = [find for find in finds if not any(find.cut)]
     waiting = [find for find in reversed(finds) if any(find.cut)]
-    alone: list[_Find] = []  # pieces that were compared with each other
+    alone: list[_Find] = []  # no two of these can be joined
     while waiting:
         piece = waiting.pop()
         for index, other in enumerate(alone):
@@ -156,12 +156,12 @@ def _join_pieces(finds: list[_Find]) -> list[_Find]:
                 break
         else:
             alone.append(piece)
-    return done + alone
+    return uncut + alone
 
 
 def _join(first: _Find, second: _Find) -> _Find | None:
     """The object of two pieces, or None when they are not of one."""
-    if first.tile == second.tile:
+    if first.tiles & second.tiles:
         return None
     for axis in (0, 1):
         before, after = sorted((first, second), key=lambda find: float(find.box[axis]))
@@ -172,7 +172,7 @@ def _join(first: _Find, second: _Find) -> _Find | None:
             sides = [first.cut[side] or second.cut[side] for side in range(4)]
             sides[axis], sides[axis + 2] = before.cut[axis], after.cut[axis + 2]
             cut = (sides[0], sides[1], sides[2], sides[3])
-            return _Find(box, max(first.score, second.score), first.label, -1, cut)
+            return _Find(box, max(first.score, second.score), first.label, first.tiles | second.tiles, cut)
     return None
 
 

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"config", "errors"},
     "data": {"config", "structures", "boxes", "anchors", "errors"},
     "assign": {"anchors", "boxes", "structures"},
-    "postprocess": {"anchors", "boxes", "structures"},
+    "postprocess": {"anchors", "structures"},
     "loss": {"assign", "anchors", "boxes", "structures"},
     "darknet": {"anchors", "checkpoint", "config", "errors", "models"},
     "build": {"anchors", "config", "darknet", "errors", "models", "postprocess"},

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 import pytest
 
+from detector import many
 from detector.errors import InputError
 from detector.many import Report, find_pictures, predict_many
 from detector.structures import Detections, Image
@@ -144,6 +146,38 @@ def test_two_runs_do_not_write_the_same_file(folder: Path, tmp_path: Path) -> No
     assert run(folder, out, predictor=predict_while_another_starts).images == 12
     assert refusals
     assert len(out.read_text().splitlines()) == 14
+
+
+def test_a_run_that_starts_while_another_ends_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, finish, refusals = tmp_path / "out.jsonl", many._finish, []
+
+    def finish_while_another_starts(*args: Any, **options: Any) -> Report:
+        with pytest.raises(InputError, match="another run is writing it") as refusal:
+            run(folder, out)
+        refusals.append(refusal)
+        return finish(*args, **options)
+
+    monkeypatch.setattr(many, "_finish", finish_while_another_starts)
+    assert run(folder, out).images == 12
+    assert len(refusals) == 1
+    assert len(out.read_text().splitlines()) == 14
+
+
+def test_a_record_that_was_removed_before_it_was_locked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = many._lock
+
+    def remove_and_lock(record: BinaryIO, partial: Path) -> None:
+        partial.unlink()
+        lock(record, partial)
+
+    monkeypatch.setattr(many, "_lock", remove_and_lock)
+    with pytest.raises(InputError, match="another run is writing it"):
+        run(folder, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_empty_or_damaged_record(folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """From raw maps to detections."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from detector.postprocess import Decoder, postprocess
+from detector.postprocess import FEW_TOGETHER, Decoder, _suppress, postprocess
 
 DECODER = Decoder((np.array([[16.0, 16.0]], np.float32),), (8,), (1.0,))
 
@@ -88,3 +90,40 @@ def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:
     assert [len(run(raw, score_threshold=threshold)[0]) for threshold in (0.4999, 0.5, 0.5001)] == [1, 0, 0]
     assert len(run(raw, score_threshold=0.0)[0]) == 2 * 16, "every class of every place scores more than nothing"
     assert len(run(raw, score_threshold=1.0)[0]) == 0
+
+
+def test_suppression_by_distance_spares_boxes_whose_centres_are_apart() -> None:
+    raw = empty_map()
+    put(raw, 0, 1, 1, 0.9, [0.9, 0.01])
+    put(raw, 0, 1, 2, 0.8, [0.9, 0.01])  # 8 px to the right: IoU 1/3, d / c = 64 / 832, to the power of 0.6 0.215
+    by_distance = replace(DECODER, nms_beta=0.6)
+    settings = {"score_threshold": 0.25, "max_detections": 100}
+    (spared,) = postprocess([raw.numpy()], by_distance, nms_threshold=0.12, **settings)  # type: ignore[arg-type]
+    assert len(spared) == 2
+    (kept,) = postprocess([raw.numpy()], by_distance, nms_threshold=0.11, **settings)  # type: ignore[arg-type]
+    assert kept.scores.tolist() == pytest.approx([0.81])
+
+
+@pytest.mark.parametrize("count", [2, FEW_TOGETHER, FEW_TOGETHER + 1, 400])
+def test_suppression_by_distance_is_greedy_and_per_class(count: int) -> None:
+    rng = np.random.default_rng(count)
+    corner, size = rng.uniform(0, 100, (count, 2)), rng.uniform(5, 60, (count, 2))
+    boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
+    labels, scores = rng.integers(0, 4, count), -np.sort(-rng.random(count).astype(np.float32))
+    kept: list[int] = []
+    for row in range(count):
+        rivals = [other for other in kept if labels[other] == labels[row]]
+        if all(distance_iou(boxes[row], boxes[other]) <= 0.3 for other in rivals):
+            kept.append(row)
+    assert _suppress(boxes, scores, labels, 0.3, 0.6).tolist() == kept
+    assert count < 10 or len(kept) < count
+
+
+def distance_iou(first: np.ndarray, second: np.ndarray) -> float:
+    width = max(min(first[2], second[2]) - max(first[0], second[0]), 0)
+    height = max(min(first[3], second[3]) - max(first[1], second[1]), 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    hull = max(first[2], second[2]) - min(first[0], second[0]), max(first[3], second[3]) - min(first[1], second[1])
+    apart = (first[0] + first[2] - second[0] - second[2]) / 2, (first[1] + first[3] - second[1] - second[3]) / 2
+    share = (apart[0] ** 2 + apart[1] ** 2) / (hull[0] ** 2 + hull[1] ** 2)
+    return float(width * height / (sum(areas) - width * height) - share**0.6)

@@ -88,6 +88,17 @@ def test_objects_across_seams_come_out_once_and_whole(largest: int) -> None:
     assert predictor.shapes[-1] == (500, 600, 3), "the whole picture is looked at as well"
 
 
+def test_pieces_that_were_joined_join_each_other() -> None:
+    windows = [(x, y, x + 110, y + 110) for y in (0, 90) for x in (0, 90)]
+    whole = np.array([10, 10, 190, 190], np.float32)
+    found = []
+    for x1, y1, x2, y2 in windows:
+        piece = np.clip(whole, (x1, y1, x1, y1), (x2, y2, x2, y2)) - (x1, y1, x1, y1)
+        found.append(Detections(piece[None].astype(np.float32), np.array([0.9], np.float32), np.array([0])))
+    merged = merge_tiles(found, windows, (200, 200), nms_threshold=0.45)
+    assert as_rows(merged) == [(10, 10, 190, 190, 0)]
+
+
 def test_random_pictures_come_out_as_they_were_drawn() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):

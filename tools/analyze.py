@@ -88,7 +88,7 @@ def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """An exported file: costs and times, as OpenVINO sees and runs it."""
+    """An exported file: costs, memory and times, as OpenVINO sees and runs it."""
     if options.size or options.classifier:
         raise InputError(f"{options.model}: an exported file has a size of its own; --size and --classifier do not fit")
 

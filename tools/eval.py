@@ -81,7 +81,11 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("weights") / "eval" / loaded.path.stem)
     if options.submit:
         evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=True)
-        print(f"wrote {write_submission(evaluation.coco, out_dir, name=options.submit)}")
+        written = write_submission(evaluation.coco, out_dir, name=options.submit)
+        if options.json == "-":
+            print_json({"written": str(written)})
+        else:
+            print(f"wrote {written}")
         return
     metrics: dict[str, Any] = evaluate_with_plots(
         predictor, dataset, out_dir, coco_detections=coco_detections, progress=True

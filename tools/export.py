@@ -79,11 +79,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", help="labelled pictures: AP50 is compared, int8 is calibrated and measured on them")
     parser.add_argument("--split", help="part of the data set (default: the one that was trained on)")
     parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
-    parser.add_argument("--max-drop", type=float, default=0.01, help="AP50 that int8 may cost (default: 0.01)")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.01, help="AP50 that int8 may cost, measured as users run it (default: 0.01)"
+    )
     parser.add_argument("--json", action="store_true", help="the gate's report as JSON on stdout")
     options = parser.parse_args(arguments)
     if (options.batch or 1) < 1:
         raise InputError(f"--batch: expected at least 1, got {options.batch}")
+    if options.max_detections < 1:
+        raise InputError(f"--max-detections: expected at least 1, got {options.max_detections}")
     for name in ("score_threshold", "nms_threshold", "max_drop"):
         if not 0 <= getattr(options, name) <= 1:
             raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(options, name)}")

@@ -86,7 +86,7 @@ def show(metrics: dict[str, Any], *, as_json: bool) -> None:
     if metrics["images_per_second"]:
         waited = 100 * metrics["share_of_steps_that_waited"]
         speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
-    print(f"{speed}weights and {'report.html' if 'ap50' in metrics else 'tensorboard/'} in {metrics['run_dir']}")
+    print(f"{speed}weights and report.html in {metrics['run_dir']}")
 
 
 def check_folder(config: RunConfig) -> None:

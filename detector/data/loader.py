@@ -118,7 +118,8 @@ def ordered_batches(
 
 
 def _end_workers(batches: Any) -> None:
-    """A traceback may keep the loader alive, and its workers ignore the signals that end a process politely."""
+    """Ends the loader's processes, by force where they do not go."""
+    # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
     processes = list(getattr(batches, "_workers", []))
     if processes:
         batches._shutdown_workers()

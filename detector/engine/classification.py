@@ -29,12 +29,10 @@ from detector.engine.state import RunState
 from detector.engine.step import to_network_input, use_bf16
 from detector.engine.task import Loss
 from detector.errors import InputError
-from detector.metrics.top_k import ranks_of_truth, top_k
-from detector.structures import Floats, Image
+from detector.metrics.top_k import ClassAnswers, ranks_of_all, top_k
+from detector.structures import Image
 
 EVALUATION_BATCH = 32
-ClassifiedBatch = tuple[Sequence[int], Floats]
-"""B indices of images, their logits (B, K)."""
 
 
 class ClassificationTask:
@@ -88,25 +86,29 @@ class ClassificationTask:
         self, state: RunState, log: RunLog | SilentLog, ranks: Ranks
     ) -> tuple[dict[str, Any], list[Image], str]:
         mine = range(ranks.rank, len(self.val_set), ranks.size)
-        places = ranks.gather(places_of_truth(self.val_set, self._answers(state, mine, progress=log.shows_progress)))
-        metrics = ranks.agree(top_k(places) if ranks.first else {})
+        answers = self._answers(state, mine, progress=log.shows_progress)
+        found = ranks.gather(ranks_of_all(self.val_set.labels, answers))
+        metrics = ranks.agree(top_k(found) if ranks.first else {})
         return metrics, [], f"top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}"
 
     def save_batch(self, folder: Path, batch: ClassBatch) -> None:
         save_class_batch(folder, batch)
 
     def write_report(self, path: Path, state: RunState, *, progress: bool) -> None:
+        """See `Task`; classifies the whole validation split once more."""
         answers = self._answers(state, range(len(self.val_set)), progress=progress)
         write_classification_report(path, self.config, self.train_set, self.val_set, answers)
 
-    def _answers(self, state: RunState, indices: Sequence[int], *, progress: bool) -> Iterator[ClassifiedBatch]:
+    def _answers(self, state: RunState, indices: Sequence[int], *, progress: bool) -> Iterator[ClassAnswers]:
         """Of the network that would be released, to images of the validation split."""
         network = state.evaluated_network()
         training = network.training
-        yield from classify_all(
-            network.eval(), self.val_set, indices, self.config, self.ranks.device, progress=progress
-        )
-        network.train(training)
+        try:
+            yield from classify_all(
+                network.eval(), self.val_set, indices, self.config, self.ranks.device, progress=progress
+            )
+        finally:
+            network.train(training)
 
 
 def evaluate_checkpoint(
@@ -132,15 +134,8 @@ def evaluate_checkpoint(
     network = build_network(checkpoint.model)
     network.load_state_dict(checkpoint.weights())
     answers = classify_all(network.eval(), data, range(len(data)), config, torch.device("cpu"), progress=progress)
-    places = places_of_truth(data, answers)
-    return {**top_k(places), "images": len(places)}
-
-
-def places_of_truth(dataset: ClassifiedImages, answers: Iterable[ClassifiedBatch]) -> list[int]:
-    """For each image how many classes come before the true one."""
-    return [
-        place for indices, logits in answers for place in ranks_of_truth(logits, dataset.labels[list(indices)]).tolist()
-    ]
+    found = ranks_of_all(data.labels, answers)
+    return {**top_k(found), "images": len(found)}
 
 
 def require_classes(dataset: ClassifiedImages, class_names: Sequence[str], where: str) -> None:
@@ -169,7 +164,7 @@ def classify_all(
     device: torch.device,
     *,
     progress: bool,
-) -> Iterator[ClassifiedBatch]:
+) -> Iterator[ClassAnswers]:
     """Classifies images, batch by batch.
 
     Args:
@@ -187,10 +182,10 @@ def classify_all(
         return centre_view(read_image(dataset.paths[index]), size)
 
     starts = range(0, len(indices), EVALUATION_BATCH)
-    with ThreadPoolExecutor(2) as readers, torch.inference_mode():
+    with ThreadPoolExecutor(2) as readers:
         for start in tqdm(starts, desc="evaluating", unit="batch", disable=not progress, leave=False):
             part = indices[start : start + EVALUATION_BATCH]
             images = torch.from_numpy(np.stack(list(readers.map(view, part)))).permute(0, 3, 1, 2)  # (B, 3, S, S)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(to_network_input(images, device)).float().cpu().numpy()
             yield part, logits

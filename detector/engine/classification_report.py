@@ -25,7 +25,7 @@ from detector.engine.page import (
     write_page,
 )
 from detector.metrics.plots import MAX_NAMED_CLASSES, plot_confusion
-from detector.metrics.top_k import ranks_of_truth, top_k
+from detector.metrics.top_k import ClassAnswers, ranks_of_truth, top_k
 from detector.structures import Floats
 
 NUM_WORST = 24
@@ -39,7 +39,7 @@ def write_classification_report(
     config: ClassifyConfig,
     train_set: ClassifiedImages,
     val_set: ClassifiedImages,
-    results: Iterable[tuple[Sequence[int], Floats]],
+    results: Iterable[ClassAnswers],
 ) -> None:
     """Writes the report.
 
@@ -48,7 +48,7 @@ def write_classification_report(
         config: of the run.
         train_set: for its size.
         val_set: that was classified.
-        results: (B indices of images, their logits (B, K)), until all images of `val_set` were there.
+        results: of all images of `val_set`.
 
     Raises:
         InputError: a picture cannot be read.

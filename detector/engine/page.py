@@ -75,6 +75,8 @@ def curves_section(record: Path, metrics: Mapping[str, str]) -> str:
         return [row["step"] for row in rows], [row[key] for row in rows]
 
     losses = dict.fromkeys(key for line in lines for key in line if key.startswith("loss/"))  # in their order, once
+    if len(losses) == 2:
+        losses.pop("loss/total", None)  # is the only term
     terms = {key.removeprefix("loss/"): curve(key) for key in losses}
     measured = {title: curve(f"val/{key}") for title, key in metrics.items()}
     rate = {"learning rate": curve("learning_rate")}

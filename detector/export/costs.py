@@ -67,6 +67,27 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts
     Raises:
         InputError: another kind of file, or one that cannot be opened.
     """
+    settings = {
+        "PERF_COUNT": True,
+        properties.hint.inference_precision(): openvino.Type.f32,
+        properties.inference_num_threads(): threads,
+    }
+    try:
+        model = _read_for_one_image(path)
+        costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
+        with kept_signal_stack():
+            compiled = openvino.Core().compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise InputError(f"{path}: OpenVINO cannot run it ({' '.join(str(error).splitlines()[-1:])})") from error
+    times, total_ms = _measure(compiled, runs)
+    held, peak_bytes = held_bytes(executed_steps(compiled))
+    known = {cost.name for cost in costs}
+    ms = {name: value for name, value in times.items() if name in known and value > 0}
+    return ExportedCosts(costs, ms, total_ms, held, peak_bytes)
+
+
+def _read_for_one_image(path: Path) -> openvino.Model:
+    """The model at batch 1. Raises: InputError: it has not the one input of a network for images of one size."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = _read_script(path) if path.suffix == ".torchscript" else read_model(path)
@@ -78,34 +99,25 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts
         or any(side.is_dynamic for side in shapes[0][1:])
     ):
         raise InputError(f"{path}: expected one input (batch, channels, height, width), all but the batch fixed")
-    shape = [1, *(side.get_length() for side in shapes[0][1:])]
-    settings = {
-        "PERF_COUNT": True,
-        properties.hint.inference_precision(): openvino.Type.f32,
-        properties.inference_num_threads(): threads,
-    }
-    try:
-        model.reshape(shape)
-        costs = [cost for operation in model.get_ordered_ops() if (cost := _cost(operation)) is not None]
-        with kept_signal_stack():
-            compiled = openvino.Core().compile_model(model, "CPU", settings)
-            request = compiled.create_infer_request()
-    except RuntimeError as error:
-        raise InputError(f"{path}: OpenVINO cannot run it ({' '.join(str(error).splitlines()[-1:])})") from error
-    images = np.zeros(shape, np.uint8 if model.input().element_type == openvino.Type.u8 else np.float32)
+    model.reshape([1, *(side.get_length() for side in shapes[0][1:])])
+    return model
+
+
+def _measure(compiled: openvino.CompiledModel, runs: int) -> tuple[dict[str, float], float]:
+    """The median ms of each operation, by name, and of the whole network."""
+    port = compiled.input()
+    images = np.zeros(port.get_shape(), np.uint8 if port.element_type == openvino.Type.u8 else np.float32)
     spent: dict[str, list[float]] = defaultdict(list)
     totals = []
     with kept_signal_stack():
+        request = compiled.create_infer_request()
         for number in range(WARM_UP + runs):
             request.infer([images])
             if number >= WARM_UP:
                 for node in request.profiling_info:
                     spent[node.node_name].append(1000 * node.real_time.total_seconds())
                 totals.append(request.latency)
-    known = {cost.name for cost in costs}
-    times = {name: median(values) for name, values in spent.items() if name in known and median(values) > 0}
-    held, peak_bytes = held_bytes(executed_steps(compiled))
-    return ExportedCosts(costs, times, median(totals), held, peak_bytes)
+    return {name: median(values) for name, values in spent.items()}, median(totals)
 
 
 def _read_script(path: Path) -> openvino.Model:
@@ -128,23 +140,27 @@ def executed_steps(compiled: openvino.CompiledModel) -> list[Step]:
     """
     steps: list[Step] = []
     owner: dict[str, str] = {}  # name of an executed operation -> the step in whose memory its output is
-    for node in compiled.get_runtime_model().get_ordered_ops():
-        name, kind = node.get_friendly_name(), node.get_rt_info()["layerType"].astype(str)
+    for node in sorted(compiled.get_runtime_model().get_ops(), key=lambda node: int(_fact(node, "execOrder"))):
+        name, kind = node.get_friendly_name(), _fact(node, "layerType")
         sources = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
         reads = tuple(owner[source] for source in sources if source in owner)
-        if kind != "Input" and not reads:
-            continue  # weights, and what is made of them alone
+        if kind == "Output" or (kind != "Input" and not reads):
+            continue  # what the caller reads, later; weights, and what is made of them alone
         if kind == "Reshape":
             owner[name] = reads[0]
             continue
-        written = 0 if kind == "Output" else sum(port.get_tensor().size for port in node.outputs())
         owner[name] = name
-        steps.append(Step(name, written, reads))
+        steps.append(Step(name, sum(port.get_tensor().size for port in node.outputs()), reads))
     return steps
 
 
+def _fact(node: Any, name: str) -> str:
+    """What the runtime notes about an operation."""
+    return str(node.get_rt_info()[name].astype(str))
+
+
 def held_bytes(steps: Sequence[Step]) -> tuple[dict[str, int], int]:
-    """Lets every result live until its last reader has run; what nobody reads stays to the end.
+    """Lets every result live until its last reader has run; what nobody reads, as the outputs, stays to the end.
 
     Returns:
         bytes held after each step, by name; the most at any time.

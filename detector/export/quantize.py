@@ -27,8 +27,8 @@ from detector.structures import Floats
 MAX_CALIBRATION_PICTURES = 300
 MAX_RANKING_PICTURES = 64
 """On so many it is tried which layer costs the most AP50; the budget itself is measured on all."""
-SAFETY = 0.5
-"""Share of the budget that NNCF may spend: it measures in float32, the gate in bf16 where users would run it so."""
+NNCF_SHARE_OF_BUDGET = 0.5
+"""NNCF measures in float32, the gate as users run the file (in bf16 where it can): the other half is for that."""
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 Measure = Callable[[Runtime, Sequence[int]], float]
 
@@ -52,7 +52,7 @@ class _Compiled:
 def quantize(
     model: Model, pictures: Pixels, num_images: int, measure: Measure, max_drop: float
 ) -> tuple[Model, dict[str, Any]]:
-    """Quantizes to INT8; puts layers back into floating point until AP50 falls by at most `max_drop`.
+    """Quantizes to INT8; puts layers back into floating point until AP50 falls by at most half of `max_drop`.
 
     Args:
         model: takes one image; stays as it is.
@@ -89,7 +89,7 @@ def quantize(
                 nncf.Dataset(list(pictures), to_input),
                 nncf.Dataset(list(range(num_images))),
                 validate,
-                max_drop=SAFETY * max_drop,
+                max_drop=NNCF_SHARE_OF_BUDGET * max_drop,
                 preset=QuantizationPreset.MIXED,
                 subset_size=len(pictures),
                 advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(

@@ -6,7 +6,7 @@ Legend: B images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,8 @@ class Agreement:
         maps: largest relative difference of the raw maps.
         score: largest difference of the scores of matched boxes.
         iou: smallest overlap of matched boxes (1 without any); never below the tolerance.
-        unmatched: share of the boxes without a counterpart, but for those on the very limit (`SAME_SCORE`).
+        unmatched: share of the boxes of both sides without a counterpart.
+        on_limit: boxes of the network that the export lacks, and that only just pass a limit; not in `unmatched`.
         ap50: of the export and `ap50_reference` of the network, where they were measured.
     """
 
@@ -73,8 +74,22 @@ class Agreement:
     score: float
     iou: float
     unmatched: float
+    on_limit: int = 0
     ap50: float | None = None
     ap50_reference: float | None = None
+
+    def worst_of(self, other: Agreement) -> Agreement:
+        """Both measurements as one."""
+        return replace(
+            self,
+            pictures=self.pictures + other.pictures,
+            boxes=self.boxes + other.boxes,
+            maps=max(self.maps, other.maps),
+            score=max(self.score, other.score),
+            iou=min(self.iou, other.iou),
+            unmatched=max(self.unmatched, other.unmatched),
+            on_limit=self.on_limit + other.on_limit,
+        )
 
     def complaints(self, allowed: Tolerances, *, only_losses: bool = False) -> list[str]:
         """What is out of tolerance, in words; empty = the export agrees.
@@ -116,49 +131,85 @@ def compare(
     expected, given = reference.run(pictures), candidate.run(pictures)
     maps = max(relative_difference(first, second) for first, second in zip(expected, given, strict=True))
     if not np.isfinite(maps):
-        return Agreement(len(pictures), 0, float("inf"), float("inf"), 0.0, 1.0)
-    pairs = zip(_boxes(expected, decoder), _boxes(given, decoder), strict=True)
-    return compare_detections(list(pairs), SUPPRESSION, allowed, maps)
+        return _disagreement(len(pictures))
+    found = postprocess(expected, decoder, **vars(widened(SUPPRESSION)))
+    exported = postprocess(given, decoder, **vars(SUPPRESSION))
+    return replace(compare_detections(list(zip(found, exported, strict=True)), SUPPRESSION, allowed), maps=maps)
+
+
+def widened(suppression: Suppression) -> Suppression:
+    """Limits that also let through what scores as much as the last that passes the given ones."""
+    return replace(
+        suppression,
+        score_threshold=max(suppression.score_threshold - SAME_SCORE, 0.0),
+        max_detections=2 * suppression.max_detections,
+    )
 
 
 def compare_detections(
-    pairs: Sequence[tuple[Detections, Detections]], suppression: Suppression, allowed: Tolerances, maps: float = 0.0
+    pairs: Sequence[tuple[Detections, Detections]], suppression: Suppression, allowed: Tolerances
 ) -> Agreement:
     """Compares only boxes: for graphs that end in them.
 
+    Every box of the export must have a counterpart in the network's, and every box of the network one in the export,
+    unless it scores no more than what just passes the export's limits.
+
     Args:
-        pairs: of (network, export), one for each picture.
-        suppression: the limits that both were given.
+        pairs: of what the network found with the `widened` limits, and the export with the limits; for each picture.
+        suppression: the limits.
         allowed: the declared tolerances.
-        maps: the difference of the raw maps, for the result.
     """
-    scores, overlaps, alone, total = [0.0], [1.0], 0, 0
-    for expected, given in pairs:
-        overlap = pairwise_iou(torch.from_numpy(expected.boxes_xyxy), torch.from_numpy(given.boxes_xyxy)).numpy()
-        overlap = np.where(expected.labels[:, None] == given.labels, overlap, 0.0)
-        total += len(expected) + len(given)
-        matched_rows, matched_columns = _match(overlap, allowed.iou)
-        alone += _count_alone(expected, matched_rows, _lowest(given, suppression))
-        alone += _count_alone(given, matched_columns, _lowest(expected, suppression))
-        overlaps += overlap[matched_rows, matched_columns].tolist()
-        scores += np.abs(expected.scores[matched_rows] - given.scores[matched_columns]).tolist()
-    count = sum(len(expected) for expected, _ in pairs)
-    return Agreement(len(pairs), count, maps, max(scores), min(overlaps), alone / max(total, 1))
+    if not all(np.isfinite(given.boxes_xyxy).all() and np.isfinite(given.scores).all() for _, given in pairs):
+        return _disagreement(len(pairs))
+    differences = [_compare_picture(found, given, suppression, allowed.iou) for found, given in pairs]
+    alone, total = sum(each.alone for each in differences), sum(each.total for each in differences)
+    return Agreement(
+        pictures=len(pairs),
+        boxes=sum(each.boxes for each in differences),
+        maps=0.0,
+        score=max((score for each in differences for score in each.scores), default=0.0),
+        iou=min((iou for each in differences for iou in each.overlaps), default=1.0),
+        unmatched=alone / max(total, 1),
+        on_limit=sum(each.on_limit for each in differences),
+    )
 
 
-def _boxes(raw_maps: Sequence[Floats], decoder: Decoder) -> list[Detections]:
-    return postprocess(raw_maps, decoder, **vars(SUPPRESSION))
+@dataclass(frozen=True)
+class _Difference:
+    """What was found in one picture; see `Agreement`. `total`: boxes of both sides, `alone` without a counterpart."""
+
+    boxes: int
+    total: int
+    alone: int
+    on_limit: int
+    scores: list[float]
+    overlaps: list[float]
 
 
-def _lowest(found: Detections, suppression: Suppression) -> float:
-    """The score that a box needed to be among them."""
-    is_full = len(found) == suppression.max_detections
-    return float(found.scores.min()) if is_full else suppression.score_threshold
+def _compare_picture(found: Detections, given: Detections, suppression: Suppression, least: float) -> _Difference:
+    overlap = pairwise_iou(torch.from_numpy(found.boxes_xyxy), torch.from_numpy(given.boxes_xyxy)).numpy()
+    overlap = np.where(found.labels[:, None] == given.labels, overlap, 0.0)
+    rows, columns = _match(overlap, least)
+    passes = found.scores > suppression.score_threshold  # the network's boxes within the limits
+    passes[suppression.max_detections :] = False
+    without = passes.copy()
+    without[rows] = False
+    is_full = len(given) == suppression.max_detections
+    limit = float(given.scores.min()) if is_full else suppression.score_threshold
+    on_limit = int((found.scores[without] <= limit + SAME_SCORE).sum())
+    return _Difference(
+        boxes=int(passes.sum()),
+        total=int(passes.sum()) + len(given),
+        alone=int(without.sum()) - on_limit + len(given) - len(columns),
+        on_limit=on_limit,
+        scores=np.abs(found.scores[rows] - given.scores[columns]).tolist(),
+        overlaps=overlap[rows, columns].tolist(),
+    )
 
 
-def _count_alone(found: Detections, matched: list[int], limit: float) -> int:
-    """Boxes without a counterpart that were not on the other side's limit."""
-    return int((np.delete(found.scores, matched) > limit + SAME_SCORE).sum())
+def _disagreement(pictures: int) -> Agreement:
+    """Of an export that gives numbers that are not finite."""
+    return Agreement(pictures, 0, float("inf"), float("inf"), 0.0, 1.0)
 
 
 def _match(overlap: Floats, least: float) -> tuple[list[int], list[int]]:

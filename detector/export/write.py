@@ -26,7 +26,7 @@ from detector.config import ModelConfig, PreprocessConfig
 from detector.darknet.export import export_detector as to_cfg
 from detector.errors import InputError
 from detector.export.layers import first_difference, run_export_layers, run_layers
-from detector.export.verify import TOLERANCES, Agreement, Tolerances, compare, compare_detections
+from detector.export.verify import TOLERANCES, Agreement, Tolerances, compare, compare_detections, widened
 from detector.load import LoadedDetector, load_any
 from detector.models.layers import fold_batchnorm
 from detector.predict import Predictor
@@ -140,7 +140,7 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
             raise InputError(f"{request.out}: cannot be made: {type(error).__name__}: {reason}") from error
         measured = {**agreement.as_dict(), **notes}
         complaints = agreement.complaints(allowed, only_losses=request.precision == "int8")
-        if request.suppression is not None and not agreement.boxes:
+        if request.suppression is not None and agreement.boxes == agreement.on_limit:
             complaints.append("not one box to compare; give --data with pictures that show objects")
         if complaints:
             _refuse(loaded, record, evidence, trial, request.out, measured, complaints)
@@ -275,7 +275,7 @@ def _compare(
     if record.dynamic:  # another size and number, too
         half = max(record.preprocess.size_hw[0] // 64, 1) * 32
         other = compare(reference, candidate, np.ascontiguousarray(pictures[:2, :half]), record.decoder, allowed)
-        agreement = max(agreement, other, key=lambda found: (found.maps, found.unmatched))
+        agreement = agreement.worst_of(other)
     return _with_ap50(agreement, reference, candidate, record, evidence)
 
 
@@ -309,13 +309,13 @@ def _compare_boxes(
     """For graphs that end in boxes, with the thresholds that are part of them."""
     assert record.suppression is not None
     found = []
-    for runtime in (reference, candidate):
+    for runtime, limits in ((reference, widened(record.suppression)), (candidate, record.suppression)):
         predictor = Predictor.from_runtime(
             runtime,
             decoder=record.decoder,
             preprocess=record.preprocess,
             class_names=record.class_names,
-            **vars(record.suppression),
+            **vars(limits),
         )
         found.append([predictor.predict(picture) for picture in pictures])
     return compare_detections(list(zip(*found, strict=True)), record.suppression, allowed)

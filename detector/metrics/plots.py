@@ -57,7 +57,7 @@ def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], names: Se
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(names))
-    axes.set(xlabel="found", ylabel="truth", title=title)
+    axes.set(xlabel="taken for", ylabel="truth", title=title)
     axes.set_xticks(ticks, names, rotation=60, ha="right")
     axes.set_yticks(ticks, names)
     if len(names) <= MAX_NAMED_CLASSES:

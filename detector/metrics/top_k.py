@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from detector.structures import Floats, Ints
+
+ClassAnswers = tuple[Sequence[int], Floats]
+"""The indices of B images and their logits (B, K)."""
 
 
 def ranks_of_truth(logits: Floats, labels: Ints) -> Ints:
     """(I, K) and (I,) -> (I,): how many classes have a larger logit than the true one; equal ones count as larger."""
     true = np.take_along_axis(logits, labels[:, None], axis=1)
     return np.asarray((logits >= true).sum(axis=1) - 1, np.int64)
+
+
+def ranks_of_all(labels: Ints, answers: Iterable[ClassAnswers]) -> list[int]:
+    """The ranks of the truth in the order in which the images come; labels: (I,) of all images."""
+    return [rank for indices, logits in answers for rank in ranks_of_truth(logits, labels[list(indices)]).tolist()]
 
 
 def top_k(ranks: Sequence[int]) -> dict[str, float | None]:

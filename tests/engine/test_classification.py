@@ -15,9 +15,7 @@ import torch
 from detector.build import build_network
 from detector.checkpoint import find_weights, load_checkpoint
 from detector.config import ClassifyConfig, load_config, load_run_config
-from detector.data.image_folder import open_image_folder
 from detector.engine.classification import evaluate_checkpoint, smooth
-from detector.engine.classification_report import Answers, write_classification_report
 from detector.engine.finetune import load_initial_weights
 from detector.engine.train import train
 from detector.errors import InputError
@@ -89,25 +87,6 @@ def test_the_report_shows_the_run(trained: tuple[Path, dict[str, Any]]) -> None:
     wrong = round(30 * (1 - metrics["top1"]))
     assert page.count("<figure>") == wrong, "each wrong answer is shown"
     assert not re.search(r"(src|href)='?https?:", page)
-
-
-def test_what_a_report_shows_first(shapes: Path, tmp_path: Path) -> None:
-    config = tiny_classifier(shapes)
-    dataset = open_image_folder(str(shapes), "val", num_classes=3)
-    logits = np.zeros((30, 3), np.float32)
-    logits[np.arange(30), dataset.labels] = 5  # all right, but two
-    logits[12] = (9, 0, 0)  # a square
-    logits[21] = (0, 1, 0.5)  # stripes
-    answers = Answers(dataset)
-    answers.take(range(15), logits[:15])
-    answers.take(range(15, 30), logits[15:])
-    assert [(index, answer) for _, index, answer, _ in answers.worst] == [(12, 0), (21, 1)]
-    assert answers.worst[0][0] == pytest.approx(9, abs=1e-3)
-    assert answers.confusions[1, 0] == answers.confusions[2, 1] == 1
-    write_classification_report(tmp_path / "report.html", config, dataset, dataset, [(range(30), logits)])
-    page = (tmp_path / "report.html").read_text()
-    assert "1  square taken for circle" in page
-    assert f"square/{dataset.paths[12].name}: taken for circle with 1.00; its own class has 0.00012" in page
 
 
 def test_the_stored_classifier_measures_the_same(trained: tuple[Path, dict[str, Any]], shapes: Path) -> None:

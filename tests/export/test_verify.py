@@ -51,17 +51,42 @@ def test_a_box_has_one_counterpart_only() -> None:
     assert compare_detections([(one, two)], LIMITS, FP32).unmatched == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize(("score", "alone"), [(0.500009, 0), (0.502, 1)])
-def test_a_box_on_the_score_threshold_needs_no_counterpart(score: float, alone: int) -> None:
+@pytest.mark.parametrize(("score", "alone", "on_limit"), [(0.500009, 0, 1), (0.50002, 1, 0)])
+def test_a_box_of_the_network_on_the_score_threshold_needs_no_counterpart(
+    score: float, alone: int, on_limit: int
+) -> None:
     agreement = compare_detections([(found((0, 0, 10, 10, score, 0)), found())], LIMITS, FP32)
-    assert (agreement.boxes, agreement.unmatched) == (1, alone)
+    assert (agreement.boxes, agreement.unmatched, agreement.on_limit) == (1, alone, on_limit)
+    agreement = compare_detections([(found(), found((0, 0, 10, 10, score, 0)))], LIMITS, FP32)
+    assert agreement.unmatched == 1, "the export has no right to a box that the network does not know"
 
 
-@pytest.mark.parametrize(("last", "share"), [(0.700001, 0), (0.75, 1 / 6)])
-def test_where_the_number_of_boxes_is_limited_the_last_may_be_another(last: float, share: float) -> None:
-    same = (0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 1)
-    first, second = found(*same, (20, 0, 30, 10, 0.7, 0)), found(*same, (40, 0, 50, 10, last, 0))
-    assert compare_detections([(first, second)], LIMITS, FP32).unmatched == pytest.approx(share)
+@pytest.mark.parametrize(("last", "alone", "on_limit"), [(0.700001, 0, 1), (0.69998, 1 / 6, 0)])
+def test_where_the_number_of_boxes_is_limited_the_last_may_be_another(last: float, alone: float, on_limit: int) -> None:
+    first, second = (0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 1)
+    third, fourth = (20, 0, 30, 10, 0.7, 0), (40, 0, 50, 10, last, 0)
+    agreement = compare_detections([(found(first, second, third, fourth), found(first, second, fourth))], LIMITS, FP32)
+    assert (agreement.boxes, agreement.on_limit) == (3, on_limit)
+    assert agreement.unmatched == pytest.approx(alone)
+
+
+def test_the_last_box_is_compared_as_well() -> None:
+    limits = replace(LIMITS, max_detections=1)
+    pair = found((0, 0, 10, 10, 0.9, 0)), found((50, 50, 60, 60, 0.9, 1))
+    assert compare_detections([pair], limits, FP32).unmatched == 0.5
+    assert compare_detections([pair], limits, FP32).complaints(FP32)
+
+
+@pytest.mark.parametrize("row", [(np.nan, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, np.nan, 0)])
+def test_what_is_not_finite_never_agrees(row: tuple[float, float, float, float, float, int]) -> None:
+    pair = found((0, 0, 10, 10, 0.9, 0)), found(row)
+    assert len(compare_detections([pair], LIMITS, FP32).complaints(FP32)) == 3
+
+
+def test_two_measurements_as_one_are_the_worst_of_both() -> None:
+    first = Agreement(2, 5, maps=2e-6, score=0.1, iou=1.0, unmatched=0.0)
+    second = Agreement(1, 3, maps=1e-6, score=0.0, iou=0.5, unmatched=0.3, on_limit=1)
+    assert first.worst_of(second) == Agreement(3, 8, maps=2e-6, score=0.1, iou=0.5, unmatched=0.3, on_limit=1)
 
 
 def test_ap50_may_rise_where_only_losses_count() -> None:

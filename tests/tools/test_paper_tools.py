@@ -119,8 +119,8 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
         assert {layer["name"].split("/")[0] for layer in theirs} == {layer["name"] for layer in convolutions}
         held = [layer["held_bytes"] for layer in report["layers"]]
         peak, in_pytorch = (each["totals"]["activation_peak_bytes"] for each in (report, native))
-        assert max(held) <= peak <= 1.2 * in_pytorch, "the runtime fuses and reuses; it needs no more"
-        assert peak > 0.5 * in_pytorch
+        assert all(0 < each <= peak for each in held)
+        assert 0.5 < peak / in_pytorch < 1.2, "activations are fused, layouts are changed: about the same"
 
 
 @pytest.mark.parametrize(
