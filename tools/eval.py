@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from detector.checkpoint import Checkpoint
     from detector.config import ExperimentConfig
+    from detector.data.dataset import DetectionDataset
     from detector.load import Loaded
     from detector.predict import Predictor
 
@@ -61,7 +62,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     """Prints the metrics and draws the plots, or writes a submission. Raises: InputError."""
     from detector.config import parse_experiment_text
-    from detector.data import open_dataset
     from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
@@ -71,10 +71,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     if config is None and options.data is None:
         raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
     predictor = build_predictor(loaded, config, options.backend)
-    data = options.data or (config.data.root if config else "")
-    split = options.split or (config.data.val if config and not options.data else None)
-    policy = config.data.bad_labels if config else "clip"
-    dataset = open_dataset(data, split, images_dir=options.images, class_names=predictor.class_names, policy=policy)
+    dataset = open_data(config, options, predictor.class_names)
     say(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
     say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
@@ -93,6 +90,18 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     metrics["problems"] = dict(Counter(problem.rule for problem in dataset.problems))
     show(metrics, options.json)
     say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
+
+
+def open_data(
+    config: ExperimentConfig | None, options: argparse.Namespace, class_names: tuple[str, ...]
+) -> DetectionDataset:
+    """The data set of the command line, or the config's. Raises: InputError."""
+    from detector.data import open_dataset
+
+    data = options.data or (config.data.root if config else "")
+    split = options.split or (config.data.val if config and not options.data else None)
+    policy = config.data.bad_labels if config else "clip"
+    return open_dataset(data, split, images_dir=options.images, class_names=class_names, policy=policy)
 
 
 def show(metrics: dict[str, Any], json_out: str | None) -> None:
