@@ -51,6 +51,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(code)
 
 
+def announce_backend(name: str | None) -> None:
+    """Says why it takes a while, where the quickest backend is to be found."""
+    if name == "auto":
+        say("backend auto: what can run it is measured once on this machine, for up to a minute, and remembered")
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that name a model in the same way for all tools; resolved by `detector.load.find_model`."""
     parser.add_argument(

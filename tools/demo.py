@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.cli import Parser, add_model_arguments, print_json, run, say
+from detector.cli import Parser, add_model_arguments, announce_backend, print_json, run, say
 from detector.errors import InputError
 
 
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     from detector.video.source import Frame, open_source
 
     loaded = find_model(options.model, options.weights, options.names)
+    announce_backend(options.backend)
     predictor = Predictor.from_loaded(loaded, backend=options.backend, score_threshold=options.score_threshold)
     source = open_source(options.video or options.image)
     wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed

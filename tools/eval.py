@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, add_model_arguments, print_json, run, say
+from detector.cli import Parser, add_model_arguments, announce_backend, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
     if config is None and options.data is None:
         raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
+    announce_backend(options.backend)
     predictor = build_predictor(loaded, config, options.backend)
     dataset = open_data(config, options, predictor.class_names)
     say(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
@@ -124,7 +125,9 @@ def evaluate_classifier(checkpoint: Checkpoint, options: argparse.Namespace) -> 
 
     from detector.engine.classification import evaluate_checkpoint
 
-    show(evaluate_checkpoint(checkpoint, root=options.data, split=options.split, progress=True), options.json)
+    metrics = evaluate_checkpoint(checkpoint, root=options.data, split=options.split, progress=True)
+    say(f"step {checkpoint.info.get('step', '?')}, {metrics['images']} images, {checkpoint.model.num_classes} classes")
+    show(metrics, options.json)
 
 
 def build_predictor(loaded: Loaded, config: ExperimentConfig | None, backend: str | None) -> Predictor:

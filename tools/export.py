@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
     from detector.engine.evidence import gather_evidence
-    from detector.export.write import ENDINGS, Request, export
+    from detector.export.write import ENDINGS, Request, check_request, export
     from detector.load import find_weights_of
     from detector.runtime.record import Suppression
 
@@ -44,14 +44,18 @@ def main(arguments: list[str]) -> int:
         max_drop=options.max_drop,
     )
     say(f"weights {loaded.path}")
+    check_request(loaded, request)
     evidence = gather_evidence(loaded, request.size_hw, data=options.data, split=options.split, images=options.images)
-    say(f"compared on {evidence.origin}")
+    say(f"comparing on {evidence.origin}")
     report = export(loaded, request, evidence)
     if options.json:
         print_json(report)
     else:
+        if options.with_nms:
+            del report["maps"]  # such a graph has none
         print("\n".join(f"{key:<22}{shown(value)}" for key, value in report.items() if value is not None))
-        print("agreed; maps: largest difference over the largest value; score, iou: of boxes that belong together")
+        print("agreed; maps: largest difference over the largest value; score, iou: of boxes that belong together;")
+        print("unmatched: share of boxes without a counterpart; on_limit: boxes that only just pass a threshold")
     return 0
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, print_json, run, say
+from detector.cli import Parser, announce_backend, print_json, run, say
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ def main(arguments: list[str]) -> int:
     pictures = find_pictures(options.source)
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()
+    announce_backend(options.backend)
     predictor = Predictor.from_loaded(
         loaded, backend=options.backend, score_threshold=options.score_threshold, streams=num_cpus
     )
-    say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} pictures")
+    say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} picture{'s' * (len(pictures) != 1)}")
 
     settings = {
         "source": str(Path(options.source).resolve()),
@@ -56,16 +57,20 @@ def main(arguments: list[str]) -> int:
         "tile": options.tile,
         "overlap": options.overlap if options.tile else None,
     }
-    with ThreadPoolExecutor(num_cpus) as threads:
-        report = predict_many(
-            pictures,
-            options.out,
-            partial(predict, predictor, threads, options),
-            predictor.class_names,
-            settings=settings,
-            batch_size=options.batch if options.tile is None else 1,  # tiled pictures are large
-            progress=not options.json,
-        )
+    try:
+        with ThreadPoolExecutor(num_cpus) as threads:
+            report = predict_many(
+                pictures,
+                options.out,
+                partial(predict, predictor, threads, options),
+                predictor.class_names,
+                settings=settings,
+                batch_size=options.batch if options.tile is None else 1,  # tiled pictures are large
+                progress=not options.json,
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; what is done is in {options.out}.partial, the same command goes on")
+        return 130
     tell(report, options)
     return 0
 

@@ -69,6 +69,10 @@ def main(arguments: list[str]) -> int:
             command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
             say(f"{stop}: {shlex.join(command)}")
         return 130
+    except KeyboardInterrupt:
+        if first_process():
+            say(f"interrupted; what was finished is in {config.run_dir}, --resume goes on with it")
+        return 130
     if first_process():
         show({**metrics, "run_dir": config.run_dir}, as_json=options.json)
     return 0

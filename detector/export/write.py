@@ -111,7 +111,7 @@ def export(loaded: LoadedDetector, request: Request, evidence: Evidence) -> dict
         InputError: the request makes no sense, the file exists, or the export does not agree (nothing is left behind
             but OUT.refused.json, which names the first layer that differs).
     """
-    _check(loaded, request)
+    check_request(loaded, request)
     allowed = TOLERANCES[request.precision]
     if request.precision == "int8":
         allowed = replace(allowed, ap50=request.max_drop)
@@ -167,7 +167,8 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.iterdir())}
 
 
-def _check(loaded: LoadedDetector, request: Request) -> None:
+def check_request(loaded: LoadedDetector, request: Request) -> None:
+    """Raises: InputError: the request makes no sense, or a file would be overwritten."""
     if request.out.suffix != ENDINGS[request.to]:
         raise InputError(f"--out {request.out}: expected a name that ends in {ENDINGS[request.to]}")
     if request.out.exists():
