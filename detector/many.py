@@ -271,6 +271,7 @@ def _write_coco(partial: Path, write: Callable[[str], Any], class_names: Sequenc
             yield {"id": number, "file_name": line["image"], "height": line["height"], "width": line["width"]}
 
     def annotations() -> Iterator[dict[str, Any]]:
+        """One for each detection, with the number of its image."""
         count = 0
         for number, line in read():
             for row in line["detections"]:

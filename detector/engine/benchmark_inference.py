@@ -144,6 +144,7 @@ def _contestants(
     found: list[Contestant] = []
 
     def enter(which: Loaded, backend: str, precision: str) -> None:
+        """Opens one contestant, if it was asked for and can run here."""
         if precision not in precisions or (backends is not None and backend not in backends):
             return
         if precision == "bf16" and not computes_in_bf16():

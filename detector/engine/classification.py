@@ -85,6 +85,7 @@ class ClassificationTask:
     def measure(
         self, state: RunState, log: RunLog | SilentLog, ranks: Ranks
     ) -> tuple[dict[str, Any], list[Image], str]:
+        """See `Task`."""
         mine = range(ranks.rank, len(self.val_set), ranks.size)
         answers = self._answers(state, mine, progress=log.shows_progress)
         found = ranks.gather(ranks_of_all(self.val_set.labels, answers))

@@ -76,6 +76,7 @@ class DetectionTask:
     def measure(
         self, state: RunState, log: RunLog | SilentLog, ranks: Ranks
     ) -> tuple[dict[str, Any], list[Image], str]:
+        """See `Task`."""
         settings = self.config.evaluate
         predictor = self._predictor(state)
         pictures: list[Image] = []
