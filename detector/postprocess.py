@@ -1,7 +1,8 @@
 """Raw maps -> detections: decode, threshold, non-maximum suppression, top-k. One path for every program here.
 
-Everything is done in NumPy: from a threshold of 0.01 on only some dozens of places are left after the first comparison,
-and for so few a tensor library costs more than it computes.
+Everything is done in NumPy and OpenCV: from a threshold of 0.01 on only some hundreds of places are left after the
+first comparison, and for so few a tensor library costs more than it computes. What counts is the number of calls: right
+after a network, whose weights have just filled the caches, each takes several times what it takes in a loop.
 
 Legend: B images, A anchors of a scale, C classes, h, w rows and columns, K candidates.
 """
@@ -11,17 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
-from torchvision.ops import nms
 
 from detector.structures import Detections, Floats, Ints
 
 MAX_CANDIDATES = 10_000
-MAX_SIDE = 1 << 16
-"""More rows and columns than any map has."""
 DARKNET_MIN_SCORE = 0.005
+SMALLEST_SIDE = 1e-6
+"""Pixels; OpenCV takes boxes without an area for one and the same, wherever they are."""
 FEW_CANDIDATES = 1000
 """Up to so many, one suppression of all classes is quicker than one for each class."""
 FEW_TOGETHER = 128
@@ -51,26 +51,32 @@ class Decoder:
     new_coords: bool = False
     nms_beta: float | None = None
 
+    @cached_property
+    def table(self) -> Floats:
+        """For each anchor, counted over the scales: width, height, stride, scale_xy; (N, 4) float32."""
+        rows = zip(self.anchors_wh, self.strides, self.scale_xy, strict=True)
+        return np.array([(*wh, stride, scale) for anchors, stride, scale in rows for wh in anchors], np.float32)
+
 
 @dataclass(frozen=True)
 class Candidates:
     """Class-wise boxes of all images that scored above the threshold.
 
     Attributes:
-        image: (K,) index of the image.
         boxes_xyxy: (K, 4) network-input pixels.
         scores: (K,) objectness times class probability.
         labels: (K,).
-        places: (K,) a key for each place (image, scale, anchor, cell) that gave the box.
-        anchors: (K,) counted over the scales.
+        where: (4, K) image, anchor (counted over the scales), row and column that gave the box.
     """
 
-    image: Ints
     boxes_xyxy: Floats
     scores: Floats
     labels: Ints
-    places: Ints
-    anchors: Ints
+    where: Ints
+
+    def take(self, rows: Ints) -> Candidates:
+        """Some of them."""
+        return Candidates(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], self.where[:, rows])
 
 
 def postprocess(
@@ -103,15 +109,14 @@ def postprocess(
     batch = len(raw_maps[0])
     results = []
     for index in range(batch):
-        mine = np.flatnonzero(found.image == index) if batch > 1 else np.arange(len(found.image))
-        mine = mine[np.argsort(-found.scores[mine], kind="stable")[:MAX_CANDIDATES]]
-        boxes, scores, labels = found.boxes_xyxy[mine], found.scores[mine], found.labels[mine]
-        rows = _suppress(boxes, scores, labels, nms_threshold, decoder.nms_beta)[:max_detections]
-        ranks = None
-        if darknet_ranks:
-            by_place = _darknet_ranks(found.places[mine], scores, labels)
-            ranks = np.array([by_place.get(int(key), len(by_place)) for key in found.places[mine[rows]]], np.int64)
-        results.append(Detections(boxes[rows], scores[rows], labels[rows], ranks, found.anchors[mine[rows]]))
+        mine = found if batch == 1 else found.take(np.flatnonzero(found.where[0] == index))
+        if len(mine.scores) > MAX_CANDIDATES:
+            mine = mine.take(_best_first(mine.scores)[:MAX_CANDIDATES])
+        rows = _suppress(mine, nms_threshold, decoder.nms_beta)[:max_detections]
+        ranks = _darknet_ranks(mine)[rows] if darknet_ranks else None
+        results.append(
+            Detections(mine.boxes_xyxy[rows], mine.scores[rows], mine.labels[rows], ranks, mine.where[1, rows])
+        )
     return results
 
 
@@ -119,41 +124,27 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
     """What scores above the threshold, before any suppression.
 
     Objectness first: a score can never exceed it, so most places are dropped before anything else is computed. What is
-    left of all scales is decoded together; `scale` tells where each place comes from.
+    left of all scales is decoded together.
     """
     # A hair below the threshold: the exact comparison follows, on scores.
     lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
-    parts = [
-        _promising(raw_map, len(anchors_wh), lowest)
-        for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True)
-    ]
+    parts, first = [], 0
+    for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True):
+        parts.append(_promising(raw_map, len(anchors_wh), first, lowest))
+        first += len(anchors_wh)
     codes = np.concatenate([codes for codes, _ in parts])  # (K', 5 + C)
     where = np.concatenate([where for _, where in parts], axis=1)  # image, anchor, row, column: (4, K')
-    scale = np.repeat(np.arange(len(parts)), [len(part) for part, _ in parts])
-    activate = sigmoid if not decoder.new_coords else np.positive
-    scores = activate(codes[:, 5:]) * activate(codes[:, 4:5])  # (K', C)
-    place, label = np.nonzero(scores > score_threshold)  # (K,)
-    (image, anchor, row, column), scale, codes = where[:, place], scale[place], codes[place, :4]
+    active = codes if decoder.new_coords else sigmoid(codes)
+    scores = active[:, 5:] * active[:, 4:5]  # (K', C)
+    place, labels = np.nonzero(scores > score_threshold)  # (K,)
 
-    counts = np.array([len(anchors) for anchors in decoder.anchors_wh])
-    number = anchor + (np.cumsum(counts) - counts)[scale]  # of the anchor, counted over the scales
-    corner = np.stack((column, row), axis=1).astype(np.float32)
-    scale_xy = np.array(decoder.scale_xy, np.float32)[scale, None]
-    stride = np.array(decoder.strides, np.float32)[scale, None]
-    centre = (activate(codes[:, :2]) * scale_xy - (scale_xy - 1) / 2 + corner) * stride
-    if decoder.new_coords:
-        growth = np.square(2 * codes[:, 2:])
-    else:
-        growth = np.exp(np.minimum(codes[:, 2:], np.float32(LARGEST_GROWTH)))
-    half = growth * np.concatenate(decoder.anchors_wh)[number] / 2
-    return Candidates(
-        image=image,
-        boxes_xyxy=np.concatenate((centre - half, centre + half), axis=1),
-        scores=scores[place, label],
-        labels=label,
-        places=((image * counts.sum() + number) * MAX_SIDE + row) * MAX_SIDE + column,
-        anchors=number,
-    )
+    where, codes = where[:, place], codes[place, 2:4]
+    of_anchor = decoder.table[where[1]]
+    stride, scale_xy = of_anchor[:, 2:3], of_anchor[:, 3:]
+    centre = (active[place, :2] * scale_xy - (scale_xy - 1) / 2 + where[:1:-1].T.astype(np.float32)) * stride
+    growth = np.square(2 * codes) if decoder.new_coords else np.exp(np.minimum(codes, np.float32(LARGEST_GROWTH)))
+    half = growth * of_anchor[:, :2] / 2
+    return Candidates(np.concatenate((centre - half, centre + half), axis=1), scores[place, labels], labels, where)
 
 
 def sigmoid(values: Floats) -> Floats:
@@ -162,16 +153,16 @@ def sigmoid(values: Floats) -> Floats:
     return np.float32(1) / (growth + np.float32(1))
 
 
-def _promising(raw_map: Floats, num_anchors: int, lowest: float) -> tuple[Floats, Ints]:
+def _promising(raw_map: Floats, num_anchors: int, first: int, lowest: float) -> tuple[Floats, Ints]:
     """The places of one scale whose objectness is above `lowest`, K' of them, whatever the map's order in memory.
 
     Returns:
-        codes (K', 5 + C); image, anchor, row, column (4, K').
+        codes (K', 5 + C); image, anchor (counted from `first`), row, column (4, K').
     """
     batch, channels, height, width = raw_map.shape
     raw = raw_map.reshape(batch, num_anchors, channels // num_anchors, height, width)  # a view
-    image, anchor, row, column = where = np.nonzero(raw[:, :, 4] > lowest)
-    return raw[image, anchor, :, row, column], np.array(where)
+    image, anchor, row, column = np.nonzero(raw[:, :, 4] > lowest)
+    return raw[image, anchor, :, row, column], np.array((image, anchor + first, row, column))
 
 
 def _logit(probability: float) -> float:
@@ -181,24 +172,43 @@ def _logit(probability: float) -> float:
     return -math.inf if probability <= 0 else math.inf
 
 
-def _suppress(boxes: Floats, scores: Floats, labels: Ints, threshold: float, beta: float | None) -> Ints:
-    """Row numbers (K',) of the boxes that stay, best first; each class by itself. The rows come best first."""
+def _best_first(scores: Floats) -> Ints:
+    """Row numbers; of equal scores the earlier row comes first."""
+    return np.argsort(-scores, kind="stable")
+
+
+def _suppress(found: Candidates, threshold: float, beta: float | None) -> Ints:
+    """Row numbers (K',) of the boxes of one image that stay, best first; each class by itself."""
+    boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
     if beta is not None:
-        return _suppress_by_distance(boxes, labels, threshold, beta)
+        order = _best_first(scores)
+        return order[_suppress_by_distance(boxes[order], labels[order], threshold, beta)]
     if len(labels) <= FEW_CANDIDATES:
         # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact enough.
         shift = labels * (2.0 * np.abs(boxes).max(initial=0) + 1)
-        apart = torch.from_numpy(boxes + shift[:, None])
-        return np.sort(nms(apart, torch.from_numpy(scores.astype(np.float64)), threshold).numpy())
+        return _suppress_by_iou(boxes + shift[:, None], scores, threshold)
     stays = [np.zeros(0, np.int64)]
     for label in set(labels.tolist()):
         mine = np.flatnonzero(labels == label)
-        stays.append(mine[nms(torch.from_numpy(boxes[mine]), torch.from_numpy(scores[mine]), threshold).numpy()])
-    return np.sort(np.concatenate(stays))
+        stays.append(mine[_suppress_by_iou(boxes[mine], scores[mine], threshold)])
+    rows = np.sort(np.concatenate(stays))
+    return rows[_best_first(scores[rows])]
+
+
+def _suppress_by_iou(boxes_xyxy: Floats, scores: Floats, threshold: float) -> Ints:
+    """Row numbers (K',) of the boxes that stay, best first; a better one that stays drops those it overlaps with."""
+    from cv2.dnn import NMSBoxes  # here, since models are built and converted without OpenCV
+
+    boxes_xywh = boxes_xyxy.astype(np.float64)
+    sides = boxes_xywh[:, 2:]
+    sides -= boxes_xywh[:, :2]
+    np.maximum(sides, SMALLEST_SIDE, out=sides)
+    # Its stub asks for lists; it takes arrays, which spares a copy.
+    return np.array(NMSBoxes(boxes_xywh, scores, 0.0, threshold), np.int64)  # type: ignore[arg-type]
 
 
 def _suppress_by_distance(boxes: Floats, labels: Ints, threshold: float, beta: float) -> Ints:
-    """The same by IoU minus (d / c)^beta."""
+    """Row numbers (K',) of the boxes that stay by IoU minus (d / c)^beta; the rows come best first."""
     alive = np.ones(len(labels), bool)
     together = len(labels) <= FEW_TOGETHER
     groups = [np.arange(len(labels))] if together else [np.flatnonzero(labels == one) for one in set(labels.tolist())]
@@ -233,14 +243,17 @@ def _distance_iou(boxes_xyxy: Floats, beta: float) -> Floats:
     return np.asarray(common / np.maximum(union, tiny) - (distance / np.maximum(diagonal, tiny)) ** beta)
 
 
-def _darknet_ranks(places: Ints, scores: Floats, labels: Ints) -> dict[int, int]:
-    """The order in which Darknet's program lists boxes after its suppression: place -> rank.
+def _darknet_ranks(found: Candidates) -> Ints:
+    """(K,) when Darknet's program lists the place of each, after its suppression.
 
     It sorts whole boxes by the score of one class after the other (`do_nms_sort`), before that class is suppressed, so
     the last class on which two boxes differ decides. Scores up to 0.005 do not exist there.
     """
-    counted = scores > DARKNET_MIN_SCORE
-    keys, owner = np.unique(places[counted], return_inverse=True)
-    table = np.zeros((len(keys), int(labels.max()) + 1 if len(labels) else 1), np.float32)
-    table[owner, labels[counted]] = scores[counted]
-    return {int(keys[row]): rank for rank, row in enumerate(np.lexsort(-table.T))}
+    keys = np.ravel_multi_index(tuple(found.where), tuple(found.where.max(axis=1, initial=0) + 1))
+    places, place = np.unique(keys, return_inverse=True)
+    counted = found.scores > DARKNET_MIN_SCORE
+    table = np.zeros((len(places), found.labels.max(initial=0) + 1), np.float32)
+    table[place[counted], found.labels[counted]] = found.scores[counted]
+    ranks = np.empty(len(places), np.int64)
+    ranks[np.lexsort(-table.T)] = np.arange(len(places))
+    return ranks.clip(max=table.any(axis=1).sum())[place]

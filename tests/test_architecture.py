@@ -87,7 +87,7 @@ DOORS = {
     "tensorboard": {"engine"},
     "PIL": {"data"},
     "msgspec": {"data"},
-    "torchvision": {"data", "postprocess"},
+    "torchvision": {"data"},
     "onnx": {"export", "runtime"},
     "onnxruntime": {"export", "runtime"},
     "openvino": {"export", "runtime"},

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import batched_nms
 
-from detector.postprocess import FEW_TOGETHER, Decoder, _suppress, postprocess
+from detector.postprocess import FEW_CANDIDATES, FEW_TOGETHER, Candidates, Decoder, _suppress, postprocess
 
 DECODER = Decoder((np.array([[16.0, 16.0]], np.float32),), (8,), (1.0,))
 
@@ -104,19 +105,52 @@ def test_suppression_by_distance_spares_boxes_whose_centres_are_apart() -> None:
     assert kept.scores.tolist() == pytest.approx([0.81])
 
 
+@pytest.mark.parametrize("count", [0, 1, 50, FEW_CANDIDATES, FEW_CANDIDATES + 1, 4000])
+def test_suppression_equals_torchvision(count: int) -> None:
+    found = random_candidates(count)
+    boxes, scores, labels = map(torch.from_numpy, (found.boxes_xyxy, found.scores, found.labels))
+    assert _suppress(found, 0.45, None).tolist() == batched_nms(boxes, scores, labels, 0.45).tolist()
+
+
 @pytest.mark.parametrize("count", [2, FEW_TOGETHER, FEW_TOGETHER + 1, 400])
 def test_suppression_by_distance_is_greedy_and_per_class(count: int) -> None:
-    rng = np.random.default_rng(count)
-    corner, size = rng.uniform(0, 100, (count, 2)), rng.uniform(5, 60, (count, 2))
-    boxes = np.concatenate((corner, corner + size), axis=1).astype(np.float32)
-    labels, scores = rng.integers(0, 4, count), -np.sort(-rng.random(count).astype(np.float32))
+    found = random_candidates(count)
     kept: list[int] = []
-    for row in range(count):
-        rivals = [other for other in kept if labels[other] == labels[row]]
-        if all(distance_iou(boxes[row], boxes[other]) <= 0.3 for other in rivals):
+    for row in np.argsort(-found.scores).tolist():
+        rivals = [other for other in kept if found.labels[other] == found.labels[row]]
+        if all(distance_iou(found.boxes_xyxy[row], found.boxes_xyxy[other]) <= 0.3 for other in rivals):
             kept.append(row)
-    assert _suppress(boxes, scores, labels, 0.3, 0.6).tolist() == kept
+    assert _suppress(found, 0.3, 0.6).tolist() == kept
     assert count < 10 or len(kept) < count
+
+
+def test_the_best_candidates_go_on_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = empty_map()
+    for column in range(4):
+        put(raw, 0, 0, column, 0.5 + 0.1 * column, [0.9, 0.01])
+    monkeypatch.setattr("detector.postprocess.MAX_CANDIDATES", 2)
+    assert run(raw)[0].scores.tolist() == pytest.approx([0.72, 0.63])
+
+
+def test_darknet_lists_places_by_their_last_class() -> None:
+    raw = empty_map()
+    put(raw, 0, 0, 0, 0.9, [0.9, 0.5])
+    put(raw, 0, 3, 3, 0.9, [0.8, 0.6])  # worse of the first class, better of the second: listed first
+    (found,) = postprocess(
+        [raw.numpy()], DECODER, score_threshold=0.1, nms_threshold=0.45, max_detections=9, darknet_ranks=True
+    )
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.darknet_ranks is not None
+    assert found.darknet_ranks.tolist() == [1, 0, 0, 1]
+
+
+def random_candidates(count: int) -> Candidates:
+    """Boxes of four classes around 30 places, in no order."""
+    rng = np.random.default_rng(count)
+    corner = rng.uniform(0, 200, (30, 2))[rng.integers(0, 30, count)] + rng.normal(0, 5, (count, 2))
+    boxes = np.concatenate((corner, corner + rng.uniform(5, 60, (count, 2))), axis=1).astype(np.float32)
+    where = np.zeros((4, count), np.int64)
+    return Candidates(boxes, rng.random(count).astype(np.float32), rng.integers(0, 4, count), where)
 
 
 def distance_iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -21,6 +21,8 @@ from detector.structures import Floats
 
 BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512,cpu:jit_avx512_1x1"
+INT8_KERNELS = "cpu:jit_avx512_1x1"
+"""Of quantized models: 3x3 convolutions get these kernels' relatives anyway."""
 
 
 class OpenVinoRuntime:
@@ -60,7 +62,7 @@ class OpenVinoRuntime:
         self._channels_last = not blocked and all(len(output.partial_shape) == 4 for output in graph.outputs)
         graph = _fit_memory(graph, channels_last=self._channels_last)
         if blocked and has_whole_blocks(graph):
-            graph = prefer_blocked_layout(graph)
+            graph = prefer_kernels(graph, INT8_KERNELS if _is_quantized(graph) else BLOCKED_KERNELS)
         with kept_signal_stack():
             self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
 
@@ -111,13 +113,14 @@ def _fit_memory(model: openvino.Model, *, channels_last: bool) -> openvino.Model
     return steps.build()
 
 
-def prefer_blocked_layout(model: openvino.Model) -> openvino.Model:
-    """Asks for convolutions that keep channels in blocks of 16.
+def prefer_kernels(model: openvino.Model, kernels: str) -> openvino.Model:
+    """Asks for these kernels in every convolution; the wish is an attribute that only the text of a model can carry.
 
-    OpenVINO prefers kernels that keep all channels of a pixel together; then each concatenation of a dense block is a
-    copy. In blocks, with one image, the parts are written where the whole will be. In bfloat16 without AMX that is 8 %
-    quicker for CSPPeleeNet-EFM; with AMX the other kernels are far ahead, and in float32 it makes no difference. The
-    wish is an attribute that only the text of a model can carry.
+    By itself OpenVINO takes kernels that keep all channels of a pixel together; then each concatenation of a dense
+    block is a copy. BLOCKED_KERNELS keep channels in blocks of 16; with one image the parts are written where the whole
+    will be. In bfloat16 without AMX that is 8 % quicker for CSPPeleeNet-EFM; with AMX the other kernels are far ahead,
+    and in float32 it makes no difference. In INT8 every kernel keeps the channels together; INT8_KERNELS are 6 %
+    quicker than its own choice and 2 to 4 % quicker than BLOCKED_KERNELS.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
@@ -128,7 +131,7 @@ def prefer_blocked_layout(model: openvino.Model) -> openvino.Model:
             if notes is None:
                 notes = ElementTree.Element("rt_info")
                 layer.insert(1, notes)  # behind <data>
-            ElementTree.SubElement(notes, "attribute", name="primitives_priority", version="0", value=BLOCKED_KERNELS)
+            ElementTree.SubElement(notes, "attribute", name="primitives_priority", version="0", value=kernels)
         tree.write(path)
         return openvino.Core().read_model(str(path))
 
@@ -141,6 +144,10 @@ def has_whole_blocks(model: openvino.Model) -> bool:
     """
     convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
     return all(node.input(1).get_shape()[1] % BLOCK == 0 for node in convolutions[1:])
+
+
+def _is_quantized(model: openvino.Model) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
 def _has_tiles() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from detector.load import load_detector
 from detector.runtime import openvino_backend
 from detector.runtime.onnx_graph import to_onnx
-from detector.runtime.openvino_backend import OpenVinoRuntime, prefer_blocked_layout, read_model
+from detector.runtime.openvino_backend import BLOCKED_KERNELS, OpenVinoRuntime, prefer_kernels, read_model
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,15 @@ def graph(lively_weights: Path) -> bytes:
     return to_onnx(load_detector(lively_weights).network, (96, 96)).SerializeToString()
 
 
-def test_the_wish_for_blocked_kernels_stands_at_every_convolution(graph: bytes, tmp_path: Path) -> None:
-    model = prefer_blocked_layout(read_model(graph))
+def test_the_wish_for_kernels_stands_at_every_convolution(graph: bytes, tmp_path: Path) -> None:
+    model = prefer_kernels(read_model(graph), BLOCKED_KERNELS)
     openvino.serialize(model, str(tmp_path / "model.xml"))
     text = (tmp_path / "model.xml").read_text()
-    assert text.count("primitives_priority") == text.count('type="Convolution"') == 137
+    assert (
+        text.count(f'"primitives_priority" version="0" value="{BLOCKED_KERNELS}"')
+        == text.count('type="Convolution"')
+        == 137
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
