@@ -7,7 +7,7 @@ and beside it, as NAME.json, for people and for other programs.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class ExportRecord:
     def to_json(self) -> str:
         """The text that `from_json` reads."""
         suppression = None if self.suppression is None else vars(self.suppression)
-        decoder = {**vars(self.decoder), "anchors_wh": [anchors.tolist() for anchors in self.decoder.anchors_wh]}
+        decoder = {**asdict(self.decoder), "anchors_wh": [anchors.tolist() for anchors in self.decoder.anchors_wh]}
         content = {**vars(self), "preprocess": vars(self.preprocess), "decoder": decoder, "suppression": suppression}
         return json.dumps({"format": FORMAT, **content}, indent=2, allow_nan=False)
 
