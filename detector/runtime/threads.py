@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors by affinity and by the cgroup's quota, at least 1.
+    """Processors by affinity, by the cgroup's quota and by OMP_NUM_THREADS, at least 1.
 
     A container with a quota of two processors on a machine of 64 sees 64; 64 threads would then stand in each
-    other's way.
+    other's way. OMP_NUM_THREADS is how torchrun, job systems and users limit what each process takes.
 
     Args:
         cgroup: root of the mounted hierarchy (version 2, or 1 with a folder `cpu`).
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return count if quota is None else max(1, min(count, int(quota)))
+    limits = [int(limit) for limit in (_quota(cgroup), _openmp_threads()) if limit is not None]
+    return max(1, min([count, *limits]))
 
 
 def _quota(cgroup: Path) -> float | None:
@@ -33,6 +33,12 @@ def _quota(cgroup: Path) -> float | None:
         return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
     except (OSError, ValueError):
         return None
+
+
+def _openmp_threads() -> int | None:
+    """What OMP_NUM_THREADS asks for (of a list, the outermost level); None = it is not set, or not a number."""
+    outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(outermost) if outermost.isdecimal() and int(outermost) > 0 else None
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -30,7 +30,8 @@ def benchmark(*arguments: str) -> dict[str, Any]:
 
 
 def test_rows_add_up(lively_weights: Path) -> None:
-    table = benchmark(str(lively_weights), "--backends", "torch,openvino,openvino-bf16", "--size", "64", "96")
+    backends = "torch,openvino,openvino-bf16"
+    table = benchmark(str(lively_weights), "--backends", backends, "--size", "64", "96", "--threads", "1")
     assert table["size_hw"] == [64, 96]
     expected = ["torch", "openvino", "openvino-bf16"] if computes_in_bf16() else ["torch", "openvino"]
     assert [row["backend"] for row in table["rows"]] == expected
@@ -39,6 +40,7 @@ def test_rows_add_up(lively_weights: Path) -> None:
         assert row["p50_ms"] < row["end_to_end_ms"] == pytest.approx(1000 / row["fps"])
         assert row["gflops"] == pytest.approx(1000 * table["gflop"] / row["p50_ms"])
         assert row["ap50"] is None
+        assert row["throughput"] is None, "one thread has nothing to do side by side"
     text = inference_text(table)
     assert text.count("openvino") == len(expected) - 1
     slowest = max(table["rows"], key=lambda row: row["p50_ms"])["backend"]
@@ -48,9 +50,11 @@ def test_rows_add_up(lively_weights: Path) -> None:
 
 def test_ap50_and_int8(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     arguments = [str(trained_run), "--backends", "openvino,openvino-bf16", "--precisions", "fp32,int8"]
-    table = benchmark(*arguments, "--data", str(tiny_data), "--split", "val", "--out", str(tmp_path))
+    data = ["--data", str(tiny_data), "--split", "val", "--out", str(tmp_path)]
+    table = benchmark(*arguments, *data, "--threads", "2")
     kinds = {row["precision"]: row["ap50"] for row in table["rows"]}
     assert set(kinds) == {"fp32", "int8"}
+    assert all(row["throughput"] > 0 for row in table["rows"])
     assert kinds["int8"] == pytest.approx(kinds["fp32"], abs=0.05)
     assert json.loads((tmp_path / "benchmark.json").read_text()) == table
     assert cv2.imread(str(tmp_path / "latency_ap50.png")) is not None

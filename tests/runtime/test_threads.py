@@ -22,13 +22,26 @@ from detector.runtime.threads import cpu_name, usable_cpus
     ],
 )
 def test_the_quota_of_the_cgroup_limits_the_threads(
-    tmp_path: Path, files: dict[str, str], expected: int | None
+    tmp_path: Path, files: dict[str, str], expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     everything = usable_cpus(tmp_path / "none")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
     assert usable_cpus(tmp_path) == (expected or everything)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", 1), (" 1,2", 1), ("9999", None), ("0", None), ("", None), ("many", None)]
+)
+def test_openmps_variable_limits_the_threads(
+    text: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    everything = usable_cpus(tmp_path / "none")
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert usable_cpus(tmp_path / "none") == (expected or everything)
 
 
 def test_the_processor_has_a_name(tmp_path: Path) -> None:
