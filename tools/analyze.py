@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the model's)")
     parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
     parser.add_argument("--measure", action="store_true", help="time the layers here, beside what the machine can do")
-    parser.add_argument("--threads", type=int, help="default: one for each usable processor (affinity, cgroup, OMP_NUM_THREADS)")
+    parser.add_argument("--threads", type=int, help="default: one for each processor that may be used")
     parser.add_argument("--json", action="store_true", help="totals and layers as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.classifier is not None and options.classifier < 1:

@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--table5", action="store_true", help="every detector of the paper's Table 5 at its size")
     parser.add_argument("--images", type=int, default=400, help="to measure the loader over (%(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="turns (%(default)s)")
-    parser.add_argument("--threads", type=int, help="default: one for each usable processor (affinity, cgroup, OMP_NUM_THREADS)")
+    parser.add_argument("--threads", type=int, help="default: one for each processor that may be used")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
     if options.images < 1 or options.rounds < 1 or (options.threads or 1) < 1:
