@@ -4,7 +4,8 @@ Everything is done in NumPy and OpenCV: from a threshold of 0.01 on only some hu
 first comparison, and for so few a tensor library costs more than it computes. What counts is the number of calls: right
 after a network, whose weights have just filled the caches, each takes several times what it takes in a loop.
 
-Legend: B images, A anchors of a scale, C classes, h, w rows and columns, K candidates.
+Legend: B images, S scales, A anchors of a scale, N anchors of all scales, C classes, h, w rows and columns,
+K candidates, K' what a step leaves of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ MAX_CANDIDATES = 10_000
 DARKNET_MIN_SCORE = 0.005
 SMALLEST_SIDE = 1e-6
 """Pixels; OpenCV takes boxes without an area for one and the same, wherever they are."""
+FARTHEST = np.float32(1e6)
+"""Pixels; suppression looks no farther."""
 FEW_CANDIDATES = 1000
 """Up to so many, one suppression of all classes is quicker than one for each class."""
 FEW_TOGETHER = 128
@@ -52,7 +55,7 @@ class Decoder:
     nms_beta: float | None = None
 
     @cached_property
-    def table(self) -> Floats:
+    def anchor_table(self) -> Floats:
         """For each anchor, counted over the scales: width, height, stride, scale_xy; (N, 4) float32."""
         rows = zip(self.anchors_wh, self.strides, self.scale_xy, strict=True)
         return np.array([(*wh, stride, scale) for anchors, stride, scale in rows for wh in anchors], np.float32)
@@ -60,7 +63,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Class-wise boxes of all images that scored above the threshold.
+    """Class-wise boxes, of one image or several, that scored above the threshold.
 
     Attributes:
         boxes_xyxy: (K, 4) network-input pixels.
@@ -75,7 +78,7 @@ class Candidates:
     where: Ints
 
     def take(self, rows: Ints) -> Candidates:
-        """Some of them."""
+        """These rows, in this order."""
         return Candidates(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], self.where[:, rows])
 
 
@@ -128,21 +131,22 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
     """
     # A hair below the threshold: the exact comparison follows, on scores.
     lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
-    parts, first = [], 0
+    parts, first_anchor = [], 0
     for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True):
-        parts.append(_promising(raw_map, len(anchors_wh), first, lowest))
-        first += len(anchors_wh)
+        parts.append(_promising(raw_map, len(anchors_wh), first_anchor, lowest))
+        first_anchor += len(anchors_wh)
     codes = np.concatenate([codes for codes, _ in parts])  # (K', 5 + C)
     where = np.concatenate([where for _, where in parts], axis=1)  # image, anchor, row, column: (4, K')
     active = codes if decoder.new_coords else sigmoid(codes)
     scores = active[:, 5:] * active[:, 4:5]  # (K', C)
     place, labels = np.nonzero(scores > score_threshold)  # (K,)
 
-    where, codes = where[:, place], codes[place, 2:4]
-    of_anchor = decoder.table[where[1]]
+    where, sizes = where[:, place], codes[place, 2:4]  # (4, K), (K, 2)
+    of_anchor = decoder.anchor_table[where[1]]
     stride, scale_xy = of_anchor[:, 2:3], of_anchor[:, 3:]
-    centre = (active[place, :2] * scale_xy - (scale_xy - 1) / 2 + where[:1:-1].T.astype(np.float32)) * stride
-    growth = np.square(2 * codes) if decoder.new_coords else np.exp(np.minimum(codes, np.float32(LARGEST_GROWTH)))
+    cell = where[[3, 2]].T.astype(np.float32)  # column, row: (K, 2)
+    centre = (active[place, :2] * scale_xy - (scale_xy - 1) / 2 + cell) * stride
+    growth = np.square(2 * sizes) if decoder.new_coords else np.exp(np.minimum(sizes, np.float32(LARGEST_GROWTH)))
     half = growth * of_anchor[:, :2] / 2
     return Candidates(np.concatenate((centre - half, centre + half), axis=1), scores[place, labels], labels, where)
 
@@ -153,16 +157,16 @@ def sigmoid(values: Floats) -> Floats:
     return np.float32(1) / (growth + np.float32(1))
 
 
-def _promising(raw_map: Floats, num_anchors: int, first: int, lowest: float) -> tuple[Floats, Ints]:
+def _promising(raw_map: Floats, num_anchors: int, first_anchor: int, lowest: float) -> tuple[Floats, Ints]:
     """The places of one scale whose objectness is above `lowest`, K' of them, whatever the map's order in memory.
 
     Returns:
-        codes (K', 5 + C); image, anchor (counted from `first`), row, column (4, K').
+        codes (K', 5 + C); image, anchor (counted from `first_anchor`), row, column (4, K').
     """
     batch, channels, height, width = raw_map.shape
     raw = raw_map.reshape(batch, num_anchors, channels // num_anchors, height, width)  # a view
     image, anchor, row, column = np.nonzero(raw[:, :, 4] > lowest)
-    return raw[image, anchor, :, row, column], np.array((image, anchor + first, row, column))
+    return raw[image, anchor, :, row, column], np.array((image, anchor + first_anchor, row, column))
 
 
 def _logit(probability: float) -> float:
@@ -184,25 +188,28 @@ def _suppress(found: Candidates, threshold: float, beta: float | None) -> Ints:
         order = _best_first(scores)
         return order[_suppress_by_distance(boxes[order], labels[order], threshold, beta)]
     if len(labels) <= FEW_CANDIDATES:
-        # All classes in one call, each in a region of its own; float64 keeps the shifted boxes exact enough.
-        shift = labels * (2.0 * np.abs(boxes).max(initial=0) + 1)
-        return _suppress_by_iou(boxes + shift[:, None], scores, threshold)
+        return _suppress_by_iou(boxes, scores, labels, threshold)
     stays = [np.zeros(0, np.int64)]
     for label in set(labels.tolist()):
         mine = np.flatnonzero(labels == label)
-        stays.append(mine[_suppress_by_iou(boxes[mine], scores[mine], threshold)])
+        stays.append(mine[_suppress_by_iou(boxes[mine], scores[mine], labels[mine], threshold)])
     rows = np.sort(np.concatenate(stays))
     return rows[_best_first(scores[rows])]
 
 
-def _suppress_by_iou(boxes_xyxy: Floats, scores: Floats, threshold: float) -> Ints:
-    """Row numbers (K',) of the boxes that stay, best first; a better one that stays drops those it overlaps with."""
+def _suppress_by_iou(boxes_xyxy: Floats, scores: Floats, labels: Ints, threshold: float) -> Ints:
+    """Row numbers (K',) of the boxes that stay, best first; a better one that stays drops those it overlaps with.
+
+    All classes go in one call, each in a region of its own; float64 keeps the shifted boxes exact enough. A box that is
+    not a number must not take others with it: it becomes one without a size, at the end of the region.
+    """
     from cv2.dnn import NMSBoxes  # here, since models are built and converted without OpenCV
 
-    boxes_xywh = boxes_xyxy.astype(np.float64)
+    boxes_xywh = np.fmax(np.fmin(boxes_xyxy, FARTHEST), -FARTHEST).astype(np.float64)
     sides = boxes_xywh[:, 2:]
     sides -= boxes_xywh[:, :2]
     np.maximum(sides, SMALLEST_SIDE, out=sides)
+    boxes_xywh[:, 0] += labels * (3.0 * FARTHEST)
     # Its stub asks for lists; it takes arrays, which spares a copy.
     return np.array(NMSBoxes(boxes_xywh, scores, 0.0, threshold), np.int64)  # type: ignore[arg-type]
 
@@ -252,8 +259,8 @@ def _darknet_ranks(found: Candidates) -> Ints:
     keys = np.ravel_multi_index(tuple(found.where), tuple(found.where.max(axis=1, initial=0) + 1))
     places, place = np.unique(keys, return_inverse=True)
     counted = found.scores > DARKNET_MIN_SCORE
-    table = np.zeros((len(places), found.labels.max(initial=0) + 1), np.float32)
-    table[place[counted], found.labels[counted]] = found.scores[counted]
+    scores = np.zeros((len(places), found.labels.max(initial=0) + 1), np.float32)
+    scores[place[counted], found.labels[counted]] = found.scores[counted]
     ranks = np.empty(len(places), np.int64)
-    ranks[np.lexsort(-table.T)] = np.arange(len(places))
-    return ranks.clip(max=table.any(axis=1).sum())[place]
+    ranks[np.lexsort(-scores.T)] = np.arange(len(places))
+    return ranks.clip(max=scores.any(axis=1).sum())[place]

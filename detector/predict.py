@@ -39,7 +39,7 @@ class Predictor:
     score above `score_threshold` are given.
 
     Raises:
-        InputError: the file is missing, damaged or not a detector's, or the backend cannot run it.
+        InputError: the file is missing, damaged or not a detector's, the backend cannot run it, or a limit is not one.
     """
 
     runtime: Runtime
@@ -143,6 +143,11 @@ class Predictor:
         self.decoder = decoder
         self.preprocess = preprocess
         self.class_names = class_names
+        for name, value in (("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+            if not 0 <= value <= 1:
+                raise InputError(f"Predictor: {name} must be between 0 and 1, got {value}")
+        if max_detections < 1:
+            raise InputError(f"Predictor: max_detections must be at least 1, got {max_detections}")
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.max_detections = max_detections

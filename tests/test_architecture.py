@@ -146,6 +146,14 @@ def test_importing_detector_needs_no_display_library(module: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_models_are_built_and_converted_without_opencv() -> None:
+    modules = ("build", "convert", "load", "postprocess", "analysis.complexity", "darknet.weights", "export.layers")
+    imported = "; ".join(f"import detector.{module}" for module in modules)
+    code = f"import sys; sys.modules['cv2'] = None; {imported}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_public_names() -> None:
     import detector
 

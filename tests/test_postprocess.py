@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from detector.postprocess import FEW_CANDIDATES, FEW_TOGETHER, Candidates, Decoder, _suppress, postprocess
 
@@ -34,6 +34,19 @@ def test_decodes_one_box_by_hand() -> None:
     assert second.boxes_xyxy.tolist() == [[4, 12, 20, 28]]  # centre (12, 20)
     assert second.scores.tolist() == pytest.approx([0.72])
     assert second.labels.tolist() == [0]
+
+
+def test_each_scale_and_anchor_has_its_own_size() -> None:
+    decoder = Decoder((np.array([[8, 8], [16, 8]], np.float32), np.array([[32, 64]], np.float32)), (8, 16), (1.0, 1.5))
+    fine, coarse = torch.full((1, 12, 4, 4), -12.0), torch.full((1, 6, 2, 2), -12.0)
+    for raw, anchor, row, column in ((fine, 1, 1, 3), (coarse, 0, 0, 1)):
+        raw[0, 6 * anchor : 6 * anchor + 4, row, column] = 0
+        raw[0, 6 * anchor + 4 : 6 * anchor + 6, row, column] = 9.0 + anchor
+    settings = {"score_threshold": 0.25, "nms_threshold": 0.45, "max_detections": 100}
+    (found,) = postprocess([fine.numpy(), coarse.numpy()], decoder, **settings)  # type: ignore[arg-type]
+    assert found.boxes_xyxy.tolist() == [[20, 8, 36, 16], [8, -24, 40, 40]]  # centres (28, 12), (24, 8)
+    assert found.anchors is not None
+    assert found.anchors.tolist() == [1, 2]
 
 
 def test_a_place_may_have_two_classes_and_best_comes_first() -> None:
@@ -82,6 +95,10 @@ def test_extreme_values_neither_warn_nor_fail() -> None:
     found = run(raw)[0]
     assert np.isfinite(found.boxes_xyxy).all()
     assert len(found) == 6, "suppression still tells the others apart"
+    raw[0, 0, 0, 0] = float("nan")  # a place that is not a number
+    raw[0, 4:, 0, 0] = 1e30
+    finite = np.isfinite(run(raw)[0].boxes_xyxy).all(axis=1)
+    assert (finite.sum(), len(finite)) == (6, 8), "nor does it take others with it"
 
 
 def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:
@@ -108,8 +125,13 @@ def test_suppression_by_distance_spares_boxes_whose_centres_are_apart() -> None:
 @pytest.mark.parametrize("count", [0, 1, 50, FEW_CANDIDATES, FEW_CANDIDATES + 1, 4000])
 def test_suppression_equals_torchvision(count: int) -> None:
     found = random_candidates(count)
-    boxes, scores, labels = map(torch.from_numpy, (found.boxes_xyxy, found.scores, found.labels))
-    assert _suppress(found, 0.45, None).tolist() == batched_nms(boxes, scores, labels, 0.45).tolist()
+    assert count < 50 or found.boxes_xyxy.min() < -60, "the classes' regions must be apart on both sides"
+    boxes, scores = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(found.scores)
+    kept: list[int] = []
+    for label in range(4):
+        rows = np.flatnonzero(found.labels == label)
+        kept += rows[nms(boxes[rows], scores[rows], 0.45).numpy()].tolist()
+    assert _suppress(found, 0.45, None).tolist() == sorted(kept, key=lambda row: -found.scores[row])
 
 
 @pytest.mark.parametrize("count", [2, FEW_TOGETHER, FEW_TOGETHER + 1, 400])
@@ -132,22 +154,35 @@ def test_the_best_candidates_go_on_when_there_are_too_many(monkeypatch: pytest.M
     assert run(raw)[0].scores.tolist() == pytest.approx([0.72, 0.63])
 
 
+def test_the_first_of_equals_comes_first() -> None:
+    for count in (50, FEW_CANDIDATES + 1):
+        row = np.arange(count)
+        corner = np.stack((20.0 * row, np.zeros(count)), axis=1)
+        boxes = np.concatenate((corner, corner + 10), axis=1).astype(np.float32)
+        found = Candidates(boxes, np.full(count, 0.5, np.float32), row % 3, np.zeros((4, count), np.int64))
+        assert _suppress(found, 0.45, None).tolist() == row.tolist()
+
+
 def test_darknet_lists_places_by_their_last_class() -> None:
-    raw = empty_map()
-    put(raw, 0, 0, 0, 0.9, [0.9, 0.5])
-    put(raw, 0, 3, 3, 0.9, [0.8, 0.6])  # worse of the first class, better of the second: listed first
-    (found,) = postprocess(
-        [raw.numpy()], DECODER, score_threshold=0.1, nms_threshold=0.45, max_detections=9, darknet_ranks=True
-    )
-    assert found.labels.tolist() == [0, 0, 1, 1]
-    assert found.darknet_ranks is not None
-    assert found.darknet_ranks.tolist() == [1, 0, 0, 1]
+    raw = empty_map(2)
+    put(raw, 0, 1, 1, 0.9, [0.9, 0.9])
+    put(raw, 1, 0, 0, 0.9, [0.9, 0.5])
+    put(raw, 1, 3, 3, 0.9, [0.8, 0.6])  # worse of the first class, better of the second: listed first
+    put(raw, 1, 0, 3, 0.9, [0.004, 0.001])  # too little to exist in Darknet: all of these come last, as equals
+    put(raw, 1, 3, 0, 0.9, [0.003, 0.001])
+    options = {"score_threshold": 0.002, "nms_threshold": 0.45, "max_detections": 9}
+    one, two = postprocess([raw.numpy()], DECODER, **options, darknet_ranks=True)  # type: ignore[arg-type]
+    assert one.darknet_ranks is not None
+    assert two.darknet_ranks is not None
+    assert one.darknet_ranks.tolist() == [0, 0]
+    assert two.labels.tolist() == [0, 0, 1, 1, 0, 0]
+    assert two.darknet_ranks.tolist() == [1, 0, 0, 1, 2, 2]
 
 
 def random_candidates(count: int) -> Candidates:
-    """Boxes of four classes around 30 places, in no order."""
+    """Boxes of four classes around 30 places, in no order, some outside the picture."""
     rng = np.random.default_rng(count)
-    corner = rng.uniform(0, 200, (30, 2))[rng.integers(0, 30, count)] + rng.normal(0, 5, (count, 2))
+    corner = rng.uniform(-130, 70, (30, 2))[rng.integers(0, 30, count)] + rng.normal(0, 5, (count, 2))
     boxes = np.concatenate((corner, corner + rng.uniform(5, 60, (count, 2))), axis=1).astype(np.float32)
     where = np.zeros((4, count), np.int64)
     return Candidates(boxes, rng.random(count).astype(np.float32), rng.integers(0, 4, count), where)

@@ -78,6 +78,13 @@ def test_the_file_alone_is_enough(trained_run: Path, tiny_data: Path, tmp_path: 
     assert network.predict(sample.image).boxes_xyxy.shape[1] == 4
 
 
+@pytest.mark.parametrize("limit", [{"score_threshold": -0.1}, {"nms_threshold": float("nan")}, {"max_detections": 0}])
+def test_a_limit_that_is_none_is_refused(lively_weights: Path, limit: dict[str, float]) -> None:
+    (name,) = limit
+    with pytest.raises(InputError, match=f"Predictor: {name} must be "):
+        Predictor(lively_weights, **limit)  # type: ignore[arg-type]
+
+
 def test_extreme_pictures_do_not_fail() -> None:
     for shape in ((1, 1, 3), (1, 2000, 3), (2000, 1, 3)):
         found = predictor(letterbox=True).predict(np.zeros(shape, np.uint8))

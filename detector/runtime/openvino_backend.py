@@ -22,7 +22,7 @@ from detector.structures import Floats
 BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512,cpu:jit_avx512_1x1"
 INT8_KERNELS = "cpu:jit_avx512_1x1"
-"""Of quantized models: 3x3 convolutions get these kernels' relatives anyway."""
+"""Of quantized models. What is not 1x1 has no kernels of this name, and gets the ones for INT8 without a wish."""
 
 
 class OpenVinoRuntime:
@@ -58,11 +58,11 @@ class OpenVinoRuntime:
             properties.inference_num_threads(): threads or usable_cpus(),
             properties.num_streams(): streams,
         }
-        blocked = bf16 and not _has_tiles()
-        self._channels_last = not blocked and all(len(output.partial_shape) == 4 for output in graph.outputs)
+        choose_kernels = bf16 and not _has_tiles()
+        self._channels_last = not choose_kernels and all(len(output.partial_shape) == 4 for output in graph.outputs)
         graph = _fit_memory(graph, channels_last=self._channels_last)
-        if blocked and has_whole_blocks(graph):
-            graph = prefer_kernels(graph, INT8_KERNELS if _is_quantized(graph) else BLOCKED_KERNELS)
+        if choose_kernels and has_whole_blocks(graph):
+            graph = prefer_kernels(graph, INT8_KERNELS if is_quantized(graph) else BLOCKED_KERNELS)
         with kept_signal_stack():
             self.compiled = openvino.Core().compile_model(graph, "CPU", settings)
 
@@ -120,7 +120,8 @@ def prefer_kernels(model: openvino.Model, kernels: str) -> openvino.Model:
     block is a copy. BLOCKED_KERNELS keep channels in blocks of 16; with one image the parts are written where the whole
     will be. In bfloat16 without AMX that is 8 % quicker for CSPPeleeNet-EFM; with AMX the other kernels are far ahead,
     and in float32 it makes no difference. In INT8 every kernel keeps the channels together; INT8_KERNELS are 6 %
-    quicker than its own choice and 2 to 4 % quicker than BLOCKED_KERNELS.
+    quicker than its own choice and 2 to 4 % quicker than BLOCKED_KERNELS. Layers that an INT8 model keeps in floating
+    point get no blocked kernels, which are of use in a row only.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
@@ -146,7 +147,8 @@ def has_whole_blocks(model: openvino.Model) -> bool:
     return all(node.input(1).get_shape()[1] % BLOCK == 0 for node in convolutions[1:])
 
 
-def _is_quantized(model: openvino.Model) -> bool:
+def is_quantized(model: openvino.Model) -> bool:
+    """Whether any layer computes in INT8."""
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 

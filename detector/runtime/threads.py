@@ -18,19 +18,19 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         cgroup: root of the mounted hierarchy (version 2, or 1 with a folder `cpu`).
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [int(limit) for limit in (_quota(cgroup), _openmp_threads()) if limit is not None]
+    limits = [limit for limit in (_quota(cgroup), _openmp_threads()) if limit is not None]
     return max(1, min([count, *limits]))
 
 
-def _quota(cgroup: Path) -> float | None:
-    """Processors that the quota grants; None = there is none."""
+def _quota(cgroup: Path) -> int | None:
+    """Whole processors that the quota grants; None = there is none."""
     try:
         if (cgroup / "cpu.max").is_file():
             limit, period = (cgroup / "cpu.max").read_text().split()
         else:
             limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        return None if limit == "max" or int(limit) <= 0 else int(limit) / int(period)
+        return None if limit == "max" or int(limit) <= 0 else int(limit) // int(period)
     except (OSError, ValueError):
         return None
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import openvino
+import openvino.opset13 as opset
 import pytest
 
 from detector.load import load_detector
 from detector.runtime import openvino_backend
 from detector.runtime.onnx_graph import to_onnx
-from detector.runtime.openvino_backend import BLOCKED_KERNELS, OpenVinoRuntime, prefer_kernels, read_model
+from detector.runtime.openvino_backend import BLOCKED_KERNELS, INT8_KERNELS, OpenVinoRuntime, prefer_kernels, read_model
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,26 @@ def test_the_wish_for_kernels_stands_at_every_convolution(graph: bytes, tmp_path
         == text.count('type="Convolution"')
         == 137
     )
+
+
+def test_quantized_models_ask_for_kernels_of_their_own(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read_model(graph)
+    quantized = model.clone()
+    images = quantized.get_parameters()[0]
+    ends = [opset.constant(value, openvino.Type.f32) for value in (0.0, 1.0, 0.0, 1.0)]
+    reader = next(iter(images.output(0).get_target_inputs()))
+    reader.replace_source_output(opset.fake_quantize(images, *ends, levels=256).output(0))
+    wished = []
+
+    def prefer(model: openvino.Model, kernels: str) -> openvino.Model:
+        wished.append(kernels)
+        return model
+
+    monkeypatch.setattr(openvino_backend, "_has_tiles", lambda: False)
+    monkeypatch.setattr(openvino_backend, "prefer_kernels", prefer)
+    for each in (model, quantized):
+        OpenVinoRuntime(each, batch=1, bf16=True)
+    assert wished == [BLOCKED_KERNELS, INT8_KERNELS]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

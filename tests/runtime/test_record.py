@@ -32,6 +32,7 @@ def record(suppression: Suppression | None = None) -> ExportRecord:
 @pytest.mark.parametrize("suppression", [None, Suppression(0.25, 0.5, 10)])
 def test_round_trip(suppression: Suppression | None) -> None:
     before = record(suppression)
+    assert before.decoder.anchor_table.shape == (3, 4), "what is derived is not recorded"
     after = ExportRecord.from_json(before.to_json(), "x.onnx")
     assert after.to_json() == before.to_json()
     assert after.suppression == suppression
