@@ -25,7 +25,7 @@ SMALLEST_SIDE = 1e-6
 """Pixels; OpenCV takes boxes without an area for one and the same, wherever they are."""
 FARTHEST = np.float32(1e6)
 """Pixels; suppression looks no farther."""
-FEW_CANDIDATES = 1000
+FEW_CANDIDATES = 400
 """Up to so many, one suppression of all classes is quicker than one for each class."""
 FEW_TOGETHER = 128
 """The same for the suppression that looks at distances, which compares each box with each."""
