@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: one for each processor that may be used")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
-    if options.images < 1 or options.rounds < 1 or (options.threads or 1) < 1:
+    if options.images < 1 or options.rounds < 1 or (options.threads is not None and options.threads < 1):
         raise InputError("benchmark: --images, --rounds and --threads must be at least 1")
     if (options.loader or options.train or options.fresh) and options.model is None:
         raise InputError("benchmark: --loader, --train and --fresh need a config")
@@ -77,10 +77,14 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
     from detector.engine.benchmark_inference import PRECISIONS, inference_table, inference_text
     from detector.load import LoadedExport
     from detector.metrics.plots import plot_trade_off
+    from detector.runtime import BACKENDS
 
     precisions = options.precisions.split(",")
     if not set(precisions) <= set(PRECISIONS):
         raise InputError(f"--precisions: expected some of {', '.join(PRECISIONS)}, got {options.precisions}")
+    backends = options.backends.split(",") if options.backends else None
+    if not set(backends or ()) <= set(BACKENDS):
+        raise InputError(f"--backends: expected some of {', '.join(BACKENDS)}, got {options.backends}")
     loaded = find(options)
     if options.size:
         if isinstance(loaded, LoadedExport):
@@ -97,7 +101,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         calibration = (options.data, data.train) if data else None
     table = inference_table(
         loaded,
-        backends=options.backends.split(",") if options.backends else None,
+        backends=backends,
         precisions=precisions,
         dataset=dataset,
         calibration=calibration,

@@ -63,7 +63,9 @@ def test_ap50_and_int8(trained_run: Path, tiny_data: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backends", "none"], "nothing of what was asked for can run it"),
+        (["--backends", "openvino", "--precisions", "int8"], "nothing of what was asked for can run it"),
+        (["--backends", "openvion"], "--backends: expected some of torch, torch-bf16, onnxruntime, openvino, "),
+        (["--threads", "0"], "--images, --rounds and --threads must be at least 1"),
         (["--precisions", "fp4"], "--precisions: expected some of fp32, bf16, int8"),
         (["--size", "50"], "--size: expected one or two multiples of 32"),
     ],
