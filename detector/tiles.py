@@ -185,16 +185,21 @@ def _interval_iou(first: Floats, second: Floats, axis: int) -> float:
 def _without_repeats(finds: list[_Find], nms_threshold: float) -> list[_Find]:
     """Suppression that prefers whole views, and drops cut ones that lie mostly inside a better one."""
     kept: list[_Find] = []
+    boxes = np.empty((len(finds), 4))
     for find in sorted(finds, key=lambda find: (any(find.cut), -find.score)):
-        if not any(_repeats(find, better, nms_threshold) for better in kept):
+        if not _repeats(find, boxes[: len(kept)], nms_threshold):
+            boxes[len(kept)] = find.box
             kept.append(find)
     return kept
 
 
-def _repeats(find: _Find, better: _Find, nms_threshold: float) -> bool:
-    corner, opposite = np.maximum(find.box[:2], better.box[:2]), np.minimum(find.box[2:], better.box[2:])
-    common = float(np.prod(np.maximum(opposite - corner, 0)))
-    area, other = (float(np.prod(box[2:] - box[:2])) for box in (find.box, better.box))
-    if common > nms_threshold * (area + other - common):
-        return True
-    return any(find.cut) and common > COVERED * area
+def _repeats(find: _Find, better: np.ndarray, nms_threshold: float) -> bool:
+    """Whether a find shows what one of the `better` boxes (k, 4) shows."""
+    box = find.box.astype(np.float64)
+    sides = np.minimum(box[2:], better[:, 2:]) - np.maximum(box[:2], better[:, :2])
+    common = np.maximum(sides, 0).prod(axis=1)
+    area, others = np.prod(box[2:] - box[:2]), (better[:, 2:] - better[:, :2]).prod(axis=1)
+    repeated = common > nms_threshold * (area + others - common)
+    if any(find.cut):
+        repeated |= common > COVERED * area
+    return bool(repeated.any())

@@ -65,6 +65,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     from detector.data.dataset import summarize
     from detector.engine.evaluate import COCO_DETECTIONS, evaluate
     from detector.engine.report import evaluate_with_plots, write_submission
+    from detector.load import LoadedExport
 
     stored = loaded.info.get("config")
     config = parse_experiment_text(stored, str(loaded.path)) if stored else None
@@ -74,6 +75,9 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     predictor = build_predictor(loaded, config, options.backend)
     dataset = open_data(config, options, predictor.class_names)
     say(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
+    if isinstance(loaded, LoadedExport) and loaded.record.suppression is not None:
+        threshold = loaded.record.suppression.score_threshold
+        say(f"its boxes are those above its own threshold of {threshold}: AP is lower than that of raw maps")
     say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
     coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
     out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("weights") / "eval" / loaded.path.stem)
