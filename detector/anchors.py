@@ -40,8 +40,16 @@ def cell_corners(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack((x, y), dim=-1)
 
 
-def decode_boxes(codes: Tensor, cells_xy: Tensor, anchors_wh: Tensor, *, stride: int, scale_xy: float = 1.0) -> Tensor:
-    """Codes (tx, ty, tw, th) -> boxes xyxy in input pixels.
+def decode_boxes(
+    codes: Tensor,
+    cells_xy: Tensor,
+    anchors_wh: Tensor,
+    *,
+    stride: int,
+    scale_xy: float = 1.0,
+    new_coords: bool = False,
+) -> Tensor:
+    """Codes (tx, ty, tw, th) -> boxes xyxy in input pixels. `postprocess.find_candidates` does the same in NumPy.
 
     Centre = (sigmoid(t) * scale - (scale - 1) / 2 + cell) * stride, size = exp(t) * anchor (Darknet `get_yolo_box`).
 
@@ -51,12 +59,15 @@ def decode_boxes(codes: Tensor, cells_xy: Tensor, anchors_wh: Tensor, *, stride:
         anchors_wh: (..., 2) anchor width and height in input pixels.
         stride: input pixels per cell.
         scale_xy: Darknet's scale_x_y.
+        new_coords: the codes are activated values v, and the size is (2 v)^2 * anchor (Scaled-YOLOv4).
 
     Returns:
         (..., 4), broadcast, not clipped.
     """
-    centre = (codes[..., :2].sigmoid() * scale_xy - (scale_xy - 1) / 2 + cells_xy) * stride
-    size = codes[..., 2:4].exp() * anchors_wh
+    share = codes[..., :2] if new_coords else codes[..., :2].sigmoid()
+    growth = (2 * codes[..., 2:4]).square() if new_coords else codes[..., 2:4].exp()
+    centre = (share * scale_xy - (scale_xy - 1) / 2 + cells_xy) * stride
+    size = growth * anchors_wh
     return cxcywh_to_xyxy(torch.cat((centre, size), dim=-1))
 
 

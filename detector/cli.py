@@ -54,11 +54,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def announce_backend(name: str | None) -> None:
     """Says why it takes a while, where the quickest backend is to be found."""
     if name == "auto":
-        say("backend auto: what can run it is measured once on this machine, for up to a minute, and remembered")
+        print_note("backend auto: what can run it is measured once on this machine, for up to a minute, and remembered")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that name a model in the same way for all tools; resolved by `detector.load.find_model`."""
+    """The arguments that name a model, the same for all tools; `inference.find.find_model` resolves them."""
     parser.add_argument(
         "model",
         nargs="?",
@@ -85,7 +85,7 @@ def print_json(content: Any) -> None:
     print(json.dumps(content))
 
 
-def say(message: str) -> None:
+def print_note(message: str) -> None:
     """A line for people, on stderr."""
     print(message, file=sys.stderr, flush=True)
 
@@ -99,7 +99,7 @@ def _fail(message: str, code: int, error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    say("error: " + " ".join(message.split()))
+    print_note("error: " + " ".join(message.split()))
     return code
 
 

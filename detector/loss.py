@@ -9,7 +9,7 @@ Legend: B images, A anchors of a scale, C classes, h, w rows and columns, P posi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from detector.assign import Assignment, assign_targets
 from detector.boxes import elementwise_iou, pairwise_iou
 
 
-@dataclass(frozen=True)
-class LossTerms:
+class LossTerms(NamedTuple):
     """Scalars that carry gradients; the loss is their sum."""
 
     box: Tensor

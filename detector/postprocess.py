@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from detector.errors import InputError
 from detector.structures import Detections, Floats, Ints
 
 MAX_CANDIDATES = 10_000
@@ -33,6 +34,31 @@ LARGEST_EXPONENT = 88.0
 """exp of more overflows in float32."""
 LARGEST_GROWTH = 20.0
 """exp of it times an anchor is farther than any picture reaches, and small enough to compute with."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Which boxes are detections; the defaults are those of every program here.
+
+    Attributes:
+        score_threshold: candidates that score this or less are dropped.
+        nms_threshold: of two boxes of one class with a larger IoU only the better one stays.
+        max_detections: of an image, the best.
+
+    Raises:
+        InputError: a threshold outside 0 to 1, or no detections.
+    """
+
+    score_threshold: float = 0.25
+    nms_threshold: float = 0.45
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.max_detections < 1:
+            raise InputError(f"max_detections: expected at least 1, got {self.max_detections}")
 
 
 @dataclass(frozen=True)
@@ -85,37 +111,33 @@ class Candidates:
 def postprocess(
     raw_maps: Sequence[Floats],
     decoder: Decoder,
+    thresholds: Thresholds,
     *,
-    score_threshold: float,
-    nms_threshold: float,
-    max_detections: int,
     darknet_ranks: bool = False,
 ) -> list[Detections]:
     """Detections of each image, best first, in network-input pixels.
 
     The score of a class is objectness times class probability; a place may yield several classes, as in Darknet. Of
-    two boxes of one class that overlap by more than `nms_threshold` the better one stays. Should an image have more
+    two boxes of one class that overlap by more than the threshold the better one stays. Should an image have more
     than 10,000 candidates above the threshold, the best 10,000 go on.
 
     Args:
         raw_maps: (B, A * (5 + C), h, w) float32 for each scale.
         decoder: anchors and strides of the network.
-        score_threshold: candidates at or below are dropped.
-        nms_threshold: IoU.
-        max_detections: per image.
+        thresholds: which boxes are detections.
         darknet_ranks: fill `Detections.darknet_ranks`, for Darknet's metric.
 
     Returns:
         B `Detections`.
     """
-    found = find_candidates(raw_maps, decoder, score_threshold)
+    found = find_candidates(raw_maps, decoder, thresholds.score_threshold)
     batch = len(raw_maps[0])
     results = []
     for index in range(batch):
         mine = found if batch == 1 else found.take(np.flatnonzero(found.where[0] == index))
         if len(mine.scores) > MAX_CANDIDATES:
             mine = mine.take(_best_first(mine.scores)[:MAX_CANDIDATES])
-        rows = _suppress(mine, nms_threshold, decoder.nms_beta)[:max_detections]
+        rows = _suppress(mine, thresholds.nms_threshold, decoder.nms_beta)[: thresholds.max_detections]
         ranks = _darknet_ranks(mine)[rows] if darknet_ranks else None
         results.append(
             Detections(mine.boxes_xyxy[rows], mine.scores[rows], mine.labels[rows], ranks, mine.where[1, rows])

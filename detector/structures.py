@@ -1,6 +1,6 @@
-"""The few containers that data travels in: Sample, Batch, Detections, Letterbox.
+"""The few containers that data travels in: Sample, Batch, Detections.
 
-Everything inside uses one box format: xyxy, float32, in pixels. Each container checks itself when it is made.
+There is one box format inside: xyxy, float32, in pixels. Each container checks itself when it is made.
 
 Legend: H, W height and width in pixels; n objects; B images in a batch.
 """
@@ -24,38 +24,6 @@ def _require_boxes(boxes_xyxy: Floats, count: int, owner: str) -> None:
         raise ValueError(
             f"{owner}.boxes_xyxy: expected float32 ({count}, 4), got {boxes_xyxy.dtype} {boxes_xyxy.shape}"
         )
-
-
-@dataclass(frozen=True)
-class Letterbox:
-    """How an image was fitted to the network's size: network = original * scale + offset, per axis.
-
-    A plain resize has zero offsets and two scales; a letterbox has one scale twice and the bars as offsets.
-
-    Attributes:
-        original_hw: height and width of the image that was read, in pixels.
-        scale_xy: network pixels per original pixel, horizontally and vertically.
-        offset_xy: network pixels left of and above the picture.
-    """
-
-    original_hw: tuple[int, int]
-    scale_xy: tuple[float, float]
-    offset_xy: tuple[float, float]
-
-    def to_network(self, boxes_xyxy: Floats) -> Floats:
-        """Boxes (n, 4) in original pixels -> the same boxes in network pixels."""
-        scale, offset = self._as_arrays()
-        return (boxes_xyxy * scale + offset).astype(np.float32)
-
-    def to_original(self, boxes_xyxy: Floats) -> Floats:
-        """Boxes (n, 4) in network pixels -> original pixels, clipped to the original image."""
-        scale, offset = self._as_arrays()
-        height, width = self.original_hw
-        boxes = (boxes_xyxy - offset) / scale
-        return np.clip(boxes, 0, np.array([width, height, width, height])).astype(np.float32)
-
-    def _as_arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return np.array(self.scale_xy * 2), np.array(self.offset_xy * 2)
 
 
 @dataclass(frozen=True)
@@ -114,6 +82,13 @@ class Batch:
                 f"Batch: {count} images, but {len(self.boxes_xyxy)} box lists, {len(self.labels)} label lists, "
                 f"{len(self.image_ids)} ids"
             )
+        for boxes, labels in zip(self.boxes_xyxy, self.labels, strict=True):
+            if labels.ndim != 1 or labels.dtype != torch.int64:
+                raise ValueError(f"Batch.labels: expected int64 (n,), got {labels.dtype} {tuple(labels.shape)}")
+            if tuple(boxes.shape) != (len(labels), 4) or boxes.dtype != torch.float32:
+                raise ValueError(
+                    f"Batch.boxes_xyxy: expected float32 ({len(labels)}, 4), got {boxes.dtype} {tuple(boxes.shape)}"
+                )
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from which a GPU copies while it computes; called by PyTorch's loader."""
@@ -159,8 +134,18 @@ class Detections:
     def __post_init__(self) -> None:
         count = len(self.scores)
         _require_boxes(self.boxes_xyxy, count, "Detections")
-        if not (self.labels.shape == (count,)):
-            raise ValueError(f"Detections.labels: expected ({count},), got {self.labels.shape}")
+        if not (self.labels.shape == (count,) and self.labels.dtype == np.int64):
+            raise ValueError(
+                f"Detections.labels: expected int64 ({count},), got {self.labels.dtype} {self.labels.shape}"
+            )
+        if not (self.scores.shape == (count,) and self.scores.dtype == np.float32):
+            raise ValueError(f"Detections.scores: expected float32 (n,), got {self.scores.dtype} {self.scores.shape}")
+        if not (self.scores[1:] <= self.scores[:-1]).all():
+            raise ValueError("Detections.scores: expected the best first, got a score above the one before it")
+        for name in ("darknet_ranks", "anchors"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (count,):
+                raise ValueError(f"Detections.{name}: expected ({count},), got {values.shape}")
 
     def __len__(self) -> int:
         return len(self.scores)

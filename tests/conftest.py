@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.config import ExperimentConfig, load_config
+from detector.config import DetectConfig, load_config
 from detector.data.synthetic import ensure_synthetic_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,10 +29,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny(tiny_data: Path, tmp_path: Path) -> Callable[..., ExperimentConfig]:
+def tiny(tiny_data: Path, tmp_path: Path) -> Callable[..., DetectConfig]:
     """Makes the tiny experiment with overrides; it runs in tmp_path unless told otherwise."""
 
-    def make(overrides: Sequence[str] = (), *, run: str = "run") -> ExperimentConfig:
+    def make(overrides: Sequence[str] = (), *, run: str = "run") -> DetectConfig:
         config = load_config(ROOT / "configs/tiny.yaml", [f"data.root={tiny_data}", *overrides])
         return replace(config, run_dir=str(tmp_path / run))
 
@@ -42,7 +42,7 @@ def tiny(tiny_data: Path, tmp_path: Path) -> Callable[..., ExperimentConfig]:
 @pytest.fixture(scope="session")
 def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps, with its checkpoints."""
-    from detector.engine.train import train
+    from detector.train.loop import train
 
     run_dir = tmp_path_factory.mktemp("weights") / "tiny"
     config = load_config(
@@ -63,8 +63,8 @@ def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the tiny experiment, drawn so that some hundred boxes are found in any picture."""
-    from detector.build import build_network
     from detector.checkpoint import save_checkpoint
+    from detector.inference.build import build_network
 
     config = load_config(ROOT / "configs/tiny.yaml")
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
                 module.weight.uniform_(0.6, 1.4)
                 module.bias.normal_(0, 0.2)
-        for layer in network.head.predict:  # type: ignore[union-attr]
+        for layer in network.head.output:  # type: ignore[union-attr]
             layer.weight.normal_(0, 0.3)  # type: ignore[operator, union-attr]
             layer.bias.normal_(-1, 1)  # type: ignore[operator, union-attr]
     path = tmp_path_factory.mktemp("lively") / "lively.safetensors"

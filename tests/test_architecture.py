@@ -12,85 +12,48 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "detector"
 
-# A part may import those that stand before it in its row.
-ALLOWED: dict[str, set[str]] = {
-    "errors": set(),
-    "config": {"errors"},
-    "structures": set(),
-    "boxes": set(),
-    "cli": {"errors"},
-    "render": {"structures", "boxes"},
-    "metrics": {"structures", "boxes"},
-    "anchors": {"boxes"},
-    "models": {"config", "errors"},
-    "checkpoint": {"config", "errors"},
-    "data": {"config", "structures", "boxes", "anchors", "errors"},
-    "assign": {"anchors", "boxes", "structures"},
-    "postprocess": {"anchors", "structures"},
-    "loss": {"assign", "anchors", "boxes", "structures"},
-    "darknet": {"anchors", "checkpoint", "config", "errors", "models"},
-    "build": {"anchors", "config", "darknet", "errors", "models", "postprocess"},
-    "analysis": {"models", "config", "darknet", "errors"},
-    "runtime": {"anchors", "config", "errors", "models", "postprocess", "structures"},
-    "load": {"build", "checkpoint", "config", "darknet", "errors", "postprocess", "runtime"},
-    "backends": {"checkpoint", "errors", "load", "runtime"},
-    "predict": {"backends", "build", "config", "data", "errors", "load", "postprocess", "runtime", "structures"},
-    "export": {
-        "analysis",
-        "backends",
-        "boxes",
-        "checkpoint",
-        "config",
-        "darknet",
-        "errors",
-        "load",
-        "models",
-        "postprocess",
-        "predict",
-        "runtime",
-        "structures",
-    },
-    "tiles": {"errors", "predict", "structures"},
-    "many": {"data", "errors", "structures"},
-    "video": {"data", "errors", "predict", "render", "structures"},
-    "convert": {"checkpoint", "config", "darknet", "errors", "load", "models"},
-    # Evaluation predicts by the same path as everybody else, so engine stands above predict (CONTRIBUTING.md).
-    "engine": {
-        "boxes",
-        "analysis",
-        "backends",
-        "build",
-        "checkpoint",
-        "config",
-        "darknet",
-        "data",
-        "errors",
-        "export",
-        "load",
-        "loss",
-        "metrics",
-        "models",
-        "postprocess",
-        "predict",
-        "render",
-        "runtime",
-        "structures",
-    },
-}
+# The rooms from the top floor down (README of detector/): a room imports those below it, never above.
+FLOORS = (
+    "paper",
+    "benchmark",
+    "train",
+    "export",
+    "report",
+    "video",
+    "evaluate",
+    "inference",
+    "analysis",
+    "runtime",
+    "darknet",
+    "data",
+    "models",
+    "checkpoint",
+    "config",
+    "loss",
+    "assign",
+    "anchors",
+    "postprocess",
+    "preprocess",
+    "render",
+    "boxes",
+    "structures",
+    "cli",
+    "errors",
+)
 DOORS = {
     "yaml": {"config"},
     "pydantic": {"config"},
-    "pycocotools": {"metrics"},
-    "matplotlib": {"metrics"},
+    "pycocotools": {"evaluate"},
+    "matplotlib": {"report"},
     "safetensors": {"checkpoint"},
     "albumentations": {"data"},
-    "tensorboard": {"engine"},
+    "tensorboard": {"train"},
     "PIL": {"data"},
     "msgspec": {"data"},
     "torchvision": {"data"},
     "onnx": {"export", "runtime"},
     "onnxruntime": {"export", "runtime"},
-    "openvino": {"export", "runtime"},
+    "openvino": {"analysis", "export", "runtime"},
     "nncf": {"export"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -118,10 +81,28 @@ def test_imports_go_one_way(path: Path) -> None:
     if part == "__init__":
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("detector.")}
-    assert ours - {part} <= ALLOWED[part]
+    below = FLOORS[FLOORS.index(part) + 1 :]
+    assert ours - {part} <= set(below), f"{part} may import {', '.join(below)}"
     for package, doors in DOORS.items():
         if any(package in name.split(".") for name in imports(path)):
             assert part in doors, f"{package} comes in by {doors} only"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {part_of(path) for path in FILES} - {"__init__"} == set(FLOORS)
+
+
+def test_packages_only_hand_names_on() -> None:
+    for path in PACKAGE.rglob("*/__init__.py"):
+        kinds = {type(node) for node in ast.parse(path.read_text()).body}
+        assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}, f"{path} defines something"
+
+
+def test_a_predictor_needs_no_training_library() -> None:
+    for module in ("albumentations", "scipy", "msgspec", "pycocotools", "matplotlib", "tensorboard"):
+        code = f"import sys; sys.modules[{module!r}] = None; from detector import Predictor"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
 
 
 def test_the_network_is_used_in_one_place() -> None:
@@ -147,7 +128,7 @@ def test_importing_detector_needs_no_display_library(module: str) -> None:
 
 
 def test_models_are_built_and_converted_without_opencv() -> None:
-    modules = ("build", "convert", "load", "postprocess", "analysis.complexity", "darknet.weights", "export.layers")
+    modules = ("inference.build", "inference.find", "postprocess", "analysis.complexity", "darknet.weights")
     imported = "; ".join(f"import detector.{module}" for module in modules)
     code = f"import sys; sys.modules['cv2'] = None; {imported}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from detector.cli import Parser, parse_size, print_json, run
 from detector.config import ClassifyConfig, load_run_config
 from detector.errors import InputError
+from detector.runtime.formats import format_of
 
 if TYPE_CHECKING:
     import argparse
@@ -48,17 +49,12 @@ def main(arguments: list[str]) -> int:
     from detector.runtime.threads import usable_cpus
 
     torch.set_num_threads(options.threads or usable_cpus())
-    report, text = analyze_export(options) if is_export(options.model) else analyze_network(options)
+    report, text = analyze_export(options) if format_of(options.model) else analyze_network(options)
     if options.json:
         print_json(report)
     else:
         print(text)
     return 0
-
-
-def is_export(model: str) -> bool:
-    """Whether a name is that of an exported file."""
-    return Path(model).suffix in {".onnx", ".xml", ".torchscript"}
 
 
 def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -95,7 +91,7 @@ def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     import torch
 
     from detector.analysis.complexity import Totals, complexity_table
-    from detector.export.costs import exported_costs
+    from detector.analysis.exported import exported_costs
 
     found = exported_costs(Path(options.model), threads=torch.get_num_threads())
     costs = found.layers
@@ -138,9 +134,9 @@ def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, in
         _, height, width = darknet.size_chw
         return darknet, (height, width), weights_size(darknet.convolutions())
 
-    from detector.build import build_network
-    from detector.config import BackboneConfig
-    from detector.models import build_classifier
+    from detector.config import ClassifierConfig, DarknetModelConfig
+    from detector.inference.build import build_network
+    from detector.models.build import build_classifier
 
     if model.endswith(".safetensors"):
         from detector.checkpoint import load_checkpoint
@@ -154,9 +150,9 @@ def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, in
             raise InputError(f"--classifier: {model} is a classifier already, with {config.model.num_classes} classes")
     if num_classes is None:
         return build_network(described), size_hw, None
-    if not isinstance(described, BackboneConfig):
+    if isinstance(described, DarknetModelConfig):
         raise InputError("--classifier: needs a config with a backbone, this one holds a Darknet cfg")
-    return build_classifier(described, num_classes), size_hw, None
+    return build_classifier(ClassifierConfig(described.backbone, num_classes, described.activation)), size_hw, None
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, parse_size, print_json, run, say
+from detector.cli import Parser, parse_size, print_json, print_note, run
 from detector.config import load_config
 from detector.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
 
-    from detector.load import Loaded
+    from detector.inference.find import Loaded
 
 
 def main(arguments: list[str]) -> int:
@@ -72,12 +72,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The table of inference, and its text."""
-    from detector.config import parse_experiment_text
-    from detector.data import open_dataset
-    from detector.engine.benchmark_inference import PRECISIONS, inference_table, inference_text
-    from detector.load import LoadedExport
-    from detector.metrics.plots import plot_trade_off
-    from detector.runtime import BACKENDS
+    from detector.benchmark.inference import PRECISIONS, inference_table, inference_text
+    from detector.data.open import open_dataset
+    from detector.inference.find import LoadedExport
+    from detector.report.plots import plot_trade_off
+    from detector.runtime.protocol import BACKENDS
 
     precisions = options.precisions.split(",")
     if not set(precisions) <= set(PRECISIONS):
@@ -93,8 +92,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         loaded = replace(loaded, preprocess=replace(loaded.preprocess, size_hw=size_hw))
     dataset = calibration = None
     if options.data:
-        stored = loaded.info.get("config")
-        data = parse_experiment_text(stored, str(loaded.path)).data if stored else None
+        data = loaded.config.data if loaded.config else None
         split = options.split or (data.val if data else None)
         policy = data.bad_labels if data else "clip"
         dataset = open_dataset(options.data, split, class_names=loaded.class_names, policy=policy)
@@ -107,7 +105,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         calibration=calibration,
         threads=options.threads,
         rounds=options.rounds,
-        say=say,
+        say=print_note,
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +119,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
 
 def find(options: argparse.Namespace) -> Loaded:
     """The detector to measure."""
-    from detector.load import find_model, fresh_detector
+    from detector.inference.find import find_model, fresh_detector
 
     if options.fresh:
         return fresh_detector(load_config(options.model, options.overrides), Path(options.model))
@@ -132,12 +130,12 @@ def find(options: argparse.Namespace) -> Loaded:
 
 def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The detectors of Table 5 beside the published rates, and the text."""
-    from detector.engine.reproduce import benchmark_table5, table5_text
+    from detector.paper.measure import benchmark_table5, table5_text
 
     for name in ("model", "weights", "backends", "data", "size", "out"):
         if getattr(options, name):
             raise InputError(f"--table5: runs all detectors of the table at their sizes; {name} does not fit")
-    table = benchmark_table5(rounds=options.rounds, threads=options.threads, say=say)
+    table = benchmark_table5(rounds=options.rounds, threads=options.threads, say=print_note)
     return table, table5_text(table)
 
 
@@ -147,10 +145,10 @@ def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     import torch
 
+    from detector.benchmark.training import loader_table, loader_text, training_table, training_text
     from detector.data.synthetic import ensure_synthetic_dataset
-    from detector.engine.benchmark_training import loader_table, loader_text, training_table, training_text
-    from detector.engine.detection import open_split
     from detector.runtime.threads import usable_cpus
+    from detector.train.detection import open_split
 
     torch.set_num_threads(options.threads or usable_cpus())
     report: dict[str, Any] = {}

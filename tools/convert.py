@@ -37,14 +37,14 @@ def main(arguments: list[str]) -> int:
     hand_on.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     options = parser.parse_args(arguments)
 
-    from detector.convert import from_darknet, partial, to_darknet
+    from detector.export.convert import from_darknet, partial, to_darknet
 
     if options.command == "to-darknet":
         report = to_darknet(options.weights, options.out)
     elif options.command == "from-darknet":
         report = from_darknet(options.cfg, options.weights, options.out, names=options.names)
     elif options.command == "release":
-        from detector.engine.release import release
+        from detector.export.release import release
 
         report = release(options.run, options.out, progress=True)
     else:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.cli import Parser, add_model_arguments, announce_backend, print_json, run, say
-from detector.errors import InputError
+from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
 
 
 def main(arguments: list[str]) -> int:
@@ -30,33 +29,33 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not (options.save or options.show or options.json):
         options.show = True
-    if not 0 <= options.score_threshold <= 1:
-        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
 
-    from detector.load import find_model
-    from detector.many import to_rows
-    from detector.predict import Predictor
+    from detector.inference.find import find_model
+    from detector.inference.folder import to_rows
+    from detector.inference.predictor import Predictor
+    from detector.postprocess import Thresholds
     from detector.structures import Detections
     from detector.video.pipeline import Sink, open_file_sink, run_video
     from detector.video.sink import WindowSink
     from detector.video.source import Frame, open_source
 
+    thresholds = Thresholds(options.score_threshold)
     loaded = find_model(options.model, options.weights, options.names)
     announce_backend(options.backend)
-    predictor = Predictor.from_loaded(loaded, backend=options.backend, score_threshold=options.score_threshold)
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
     source = open_source(options.video or options.image)
     wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed
     sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []
     if options.save:
         sinks.append(open_file_sink(source, options.save))
-    say(f"weights {loaded.path}")
+    print_note(f"weights {loaded.path}")
 
     def print_frame(frame: Frame, detections: Detections) -> None:
         found = to_rows(detections, predictor.class_names)
         print_json({"frame": frame.index, "name": frame.name, "detections": found})
 
     report = run_video(source, predictor, sinks, on_frame=print_frame if options.json else None)
-    say(report.summary() + (f"; saved {options.save}" if options.save else ""))
+    print_note(report.summary() + (f"; saved {options.save}" if options.save else ""))
     return 0
 
 

@@ -16,23 +16,22 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, add_model_arguments, announce_backend, print_json, run, say
+from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
 from detector.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
 
     from detector.checkpoint import Checkpoint
-    from detector.config import ExperimentConfig
+    from detector.config import DetectConfig
     from detector.data.dataset import DetectionDataset
-    from detector.load import Loaded
-    from detector.predict import Predictor
+    from detector.inference.find import Loaded
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
-    from detector.load import find_classifier, find_model
+    from detector.inference.find import find_classifier, find_model
 
     classifier = find_classifier(options.model, options.weights)
     if classifier is not None:
@@ -61,47 +60,44 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     """Prints the metrics and draws the plots, or writes a submission. Raises: InputError."""
-    from detector.config import parse_experiment_text
-    from detector.data.dataset import summarize
-    from detector.engine.evaluate import COCO_DETECTIONS, evaluate
-    from detector.engine.report import evaluate_with_plots, write_submission
-    from detector.load import LoadedExport
+    from detector.data.dataset import describe
+    from detector.evaluate.detection import evaluate, evaluation_thresholds
+    from detector.inference.find import LoadedExport
+    from detector.inference.predictor import Predictor
+    from detector.report.evaluation import write_plots, write_submission
 
-    stored = loaded.info.get("config")
-    config = parse_experiment_text(stored, str(loaded.path)) if stored else None
+    config = loaded.config
     if config is None and options.data is None:
         raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
     announce_backend(options.backend)
-    predictor = build_predictor(loaded, config, options.backend)
+    thresholds = evaluation_thresholds(config.evaluate if config else None)
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
     dataset = open_data(config, options, predictor.class_names)
-    say(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
+    print_note(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
     if isinstance(loaded, LoadedExport) and loaded.record.suppression is not None:
         threshold = loaded.record.suppression.score_threshold
-        say(f"its boxes are those above its own threshold of {threshold}: AP is lower than that of raw maps")
-    say(f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}")
-    coco_detections = config.evaluate.max_detections if config else COCO_DETECTIONS
-    out_dir = options.out or (loaded.path.parent / "eval" if stored else Path("weights") / "eval" / loaded.path.stem)
+        print_note(f"the file returns only boxes above its own threshold of {threshold}: AP is lower than of raw maps")
+    print_note(describe(dataset))
+    out_dir = options.out or (loaded.path.parent / "eval" if config else Path("weights") / "eval" / loaded.path.stem)
+    evaluation = evaluate(predictor, dataset, progress=True)
     if options.submit:
-        evaluation = evaluate(predictor, dataset, coco_detections=coco_detections, progress=True)
         written = write_submission(evaluation.coco, out_dir, name=options.submit)
         if options.json == "-":
             print_json({"written": str(written)})
         else:
             print(f"wrote {written}")
         return
-    metrics: dict[str, Any] = evaluate_with_plots(
-        predictor, dataset, out_dir, coco_detections=coco_detections, progress=True
-    )
-    metrics["problems"] = dict(Counter(problem.rule for problem in dataset.problems))
-    show(metrics, options.json)
-    say(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
+    write_plots(evaluation, dataset, out_dir)
+    problems = dict(Counter(problem.rule for problem in dataset.problems))
+    print_metrics({**evaluation.compute(), "problems": problems}, options.json)
+    print_note(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
 
 
 def open_data(
-    config: ExperimentConfig | None, options: argparse.Namespace, class_names: tuple[str, ...]
+    config: DetectConfig | None, options: argparse.Namespace, class_names: tuple[str, ...]
 ) -> DetectionDataset:
     """The data set of the command line, or the config's. Raises: InputError."""
-    from detector.data import open_dataset
+    from detector.data.open import open_dataset
 
     data = options.data or (config.data.root if config else "")
     split = options.split or (config.data.val if config and not options.data else None)
@@ -109,9 +105,9 @@ def open_data(
     return open_dataset(data, split, images_dir=options.images, class_names=class_names, policy=policy)
 
 
-def show(metrics: dict[str, Any], json_out: str | None) -> None:
+def print_metrics(metrics: dict[str, Any], json_out: str | None) -> None:
     """Prints a table, or JSON; writes JSON where a file is named."""
-    from detector.metrics.table import metrics_table
+    from detector.evaluate.table import metrics_table
 
     if json_out == "-":
         print_json(metrics)
@@ -127,25 +123,13 @@ def evaluate_classifier(checkpoint: Checkpoint, options: argparse.Namespace) -> 
         if getattr(options, name) is not None:
             raise InputError(f"--{name}: is for detectors, this is a classifier")
 
-    from detector.engine.classification import evaluate_checkpoint
+    from detector.evaluate.classification import evaluate_checkpoint
 
     metrics = evaluate_checkpoint(checkpoint, root=options.data, split=options.split, progress=True)
-    say(f"step {checkpoint.info.get('step', '?')}, {metrics['images']} images, {checkpoint.model.num_classes} classes")
-    show(metrics, options.json)
-
-
-def build_predictor(loaded: Loaded, config: ExperimentConfig | None, backend: str | None) -> Predictor:
-    """With the config's thresholds, or COCO's customary ones for a model without a config."""
-    from detector.engine.evaluate import MAX_DETECTIONS
-    from detector.predict import Predictor
-
-    return Predictor.from_loaded(
-        loaded,
-        backend=backend,
-        score_threshold=config.evaluate.score_threshold if config else 0.001,
-        nms_threshold=config.evaluate.nms_threshold if config else 0.45,
-        max_detections=MAX_DETECTIONS,
+    print_note(
+        f"step {checkpoint.info.get('step', '?')}, {metrics['images']} images, {checkpoint.model.num_classes} classes"
     )
+    print_metrics(metrics, options.json)
 
 
 if __name__ == "__main__":

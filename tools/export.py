@@ -12,30 +12,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, parse_size, print_json, run, say
+from detector.cli import Parser, parse_size, print_json, print_note, run
 from detector.errors import InputError
+from detector.runtime.formats import FORMATS
 
 if TYPE_CHECKING:
     import argparse
-
-FORMATS = ("onnx", "openvino", "torchscript", "darknet")
 
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
-    from detector.engine.evidence import gather_evidence
-    from detector.export.write import ENDINGS, Request, check_request, export
-    from detector.load import find_weights_of
-    from detector.runtime.record import Suppression
+    from detector.export.gate import export
+    from detector.export.gate_data import gather_gate_data
+    from detector.export.request import Request, check_request
+    from detector.inference.find import find_trainable
+    from detector.postprocess import Thresholds
 
-    loaded = find_weights_of(options.model, options.weights, options.names)
+    loaded = find_trainable(options.model, options.weights, options.names)
     suppression = None
     if options.with_nms:
-        suppression = Suppression(options.score_threshold, options.nms_threshold, options.max_detections)
+        suppression = Thresholds(options.score_threshold, options.nms_threshold, options.max_detections)
     request = Request(
         to=options.to,
-        out=options.out or loaded.path.with_suffix(ENDINGS[options.to]),
+        out=options.out or loaded.path.with_suffix(FORMATS[options.to].suffix),
         precision=options.precision,
         size_hw=parse_size(options.size) if options.size else None,
         batch=None if options.dynamic and options.batch is None else options.batch or 1,
@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> int:
         suppression=suppression,
         max_drop=options.max_drop,
     )
-    say(f"weights {loaded.path}")
+    print_note(f"weights {loaded.path}")
     check_request(loaded, request)
-    evidence = gather_evidence(loaded, request.size_hw, data=options.data, split=options.split, images=options.images)
-    say(f"comparing on {evidence.origin}")
-    report = export(loaded, request, evidence)
+    data = gather_gate_data(loaded, request.size_hw, data=options.data, split=options.split, images_dir=options.images)
+    print_note(f"comparing on {data.origin}")
+    report = export(loaded, request, data)
     if options.json:
         print_json(report)
     else:
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", nargs="?", help="weights file, Darknet cfg, run folder, or config (its run)")
     parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config or is left out")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
-    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
+    parser.add_argument("--to", choices=tuple(FORMATS), required=True, help="format")
     parser.add_argument("--out", type=Path, help="file to write (default: beside the weights)")
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")

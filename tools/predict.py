@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, announce_backend, print_json, run, say
+from detector.cli import Parser, announce_backend, print_json, print_note, run
 from detector.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
 
-    from detector.many import Report
-    from detector.predict import Predictor
+    from detector.inference.folder import Report
+    from detector.inference.predictor import Predictor
     from detector.structures import Detections, Image
 
 SHOWN_FAILURES = 5
@@ -30,23 +30,23 @@ SHOWN_FAILURES = 5
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
-    from detector.load import find_model, identity
-    from detector.many import check_out, find_pictures, predict_many
-    from detector.predict import Predictor
+    from detector.inference.find import find_model, identity
+    from detector.inference.folder import check_out, find_pictures, predict_many
+    from detector.inference.predictor import Predictor
+    from detector.inference.tiles import tile_windows
+    from detector.postprocess import Thresholds
     from detector.runtime.threads import usable_cpus
-    from detector.tiles import tile_windows
 
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
     check_out(options.out)
+    thresholds = Thresholds(options.score_threshold)
     pictures = find_pictures(options.source)
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()
     announce_backend(options.backend)
-    predictor = Predictor.from_loaded(
-        loaded, backend=options.backend, score_threshold=options.score_threshold, streams=num_cpus
-    )
-    say(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} picture{'s' * (len(pictures) != 1)}")
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, streams=num_cpus)
+    print_note(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} picture{'s' * (len(pictures) != 1)}")
 
     settings = {
         "source": str(Path(options.source).resolve()),
@@ -69,9 +69,9 @@ def main(arguments: list[str]) -> int:
                 progress=not options.json,
             )
     except KeyboardInterrupt:
-        say(f"interrupted; what is done is in {options.out}.partial, the same command goes on")
+        print_note(f"interrupted; what is done is in {options.out}.partial, the same command goes on")
         return 130
-    tell(report, options)
+    print_report(report, options)
     return 0
 
 
@@ -79,7 +79,7 @@ def predict(
     predictor: Predictor, threads: ThreadPoolExecutor, options: argparse.Namespace, images: Sequence[Image]
 ) -> list[Detections]:
     """Detections of some pictures, as wholes or in tiles."""
-    from detector.tiles import predict_tiled
+    from detector.inference.tiles import predict_tiled
 
     side_by_side = predictor.runtime.name.startswith("openvino")  # is quicker so than with batches
     if options.tile is not None:
@@ -91,12 +91,12 @@ def predict(
     return list(threads.map(predictor.predict, images)) if side_by_side else predictor.predict_batch(images)
 
 
-def tell(report: Report, options: argparse.Namespace) -> None:
+def print_report(report: Report, options: argparse.Namespace) -> None:
     """What came out, and which pictures were skipped."""
     for name, reason in report.failed[:SHOWN_FAILURES]:
-        say(f"skipped {name}: {reason}")
+        print_note(f"skipped {name}: {reason}")
     if len(report.failed) > SHOWN_FAILURES:
-        say(f"skipped {len(report.failed) - SHOWN_FAILURES} more; {options.out} names them all")
+        print_note(f"skipped {len(report.failed) - SHOWN_FAILURES} more; {options.out} names them all")
     if options.json:
         print_json({**vars(report), "out": str(options.out)})
     else:
@@ -124,8 +124,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
     options = parser.parse_args(arguments)
-    if not 0 <= options.score_threshold <= 1:
-        raise InputError(f"--score-threshold: expected 0 to 1, got {options.score_threshold}")
     if options.batch < 1:
         raise InputError(f"--batch: expected at least 1, got {options.batch}")
     return options

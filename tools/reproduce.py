@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from detector.cli import Parser, print_json, run, say
+from detector.cli import Parser, print_json, print_note, run
 from detector.errors import InputError
 
 MEASURES = {"fps", "ap"}
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def print_table(options: Any, measures: set[str]) -> int:
     """The rows of one table."""
-    from detector.analysis.paper import as_json, load_table, reproduce, table_text
+    from detector.paper.tables import as_json, load_table, reproduce, table_text
 
     title, rows = load_table(options.table)
     if options.row is not None:
@@ -71,34 +71,34 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
     """Fills in what was asked for; returns the name of the machine where speed was."""
     machine = None
     if "fps" in measures:
-        from detector.engine.reproduce import best_fps, measure_fps
+        from detector.paper.measure import best_fps, measure_fps
 
         for one in found:
-            say(f"measuring {one.row.name}")
+            print_note(f"measuring {one.row.name}")
             table = measure_fps(one.row, say=say_if_left_out)
             if table is not None:
                 one.ours["fps_cpu" if options.table == "5" else "fps"] = best_fps(table)
                 machine = f"{table['cpu']}, {table['threads']} threads"
     if "ap" in measures:
-        from detector.engine.reproduce import measure_ap
+        from detector.paper.measure import measure_ap
 
         with_weights = sum(measure_ap(one, data=options.data, split=options.split, progress=True) for one in found)
-        say(f"ap: {with_weights} of {len(found)} rows have weights here; the others stay empty")
+        print_note(f"ap: {with_weights} of {len(found)} rows have weights here; the others stay empty")
     return machine
 
 
 def say_if_left_out(text: str) -> None:
     """Of all that a measurement tells, only what went wrong."""
     if text.startswith("left out"):
-        say(text)
+        print_note(text)
 
 
 def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
     """The plot as a file, and its figures as text."""
     from dataclasses import asdict
 
-    from detector.analysis.paper import figure_7_text, figure_8_text, figure_layers
-    from detector.metrics.plots import plot_layer_bars, plot_layer_traffic
+    from detector.paper.tables import figure_7_text, figure_8_text, figure_layers
+    from detector.report.plots import plot_layer_bars, plot_layer_traffic
 
     layers = figure_layers(number)
     if out.suffix not in PLOTS:

@@ -14,8 +14,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from detector.cli import Parser, print_json, run, say
-from detector.config import ClassifyConfig, ExperimentConfig, RunConfig, finish_config, load_run_config
+from detector.cli import Parser, print_json, print_note, run
+from detector.config import ClassifyConfig, DetectConfig, RunConfig, build_config, load_run_config, to_yaml
 from detector.errors import InputError
 
 
@@ -31,7 +31,7 @@ def load_experiment(path: str, overrides: list[str], names: str | None) -> RunCo
     network = load_darknet(path)
     num_classes = network.yolo_sections[0].num_classes if network.yolo_sections else 0
     class_names = read_names(Path(names)) if names else find_names(Path(path), num_classes)
-    return finish_config(experiment_tree(network, class_names), Path(path), overrides)
+    return build_config(experiment_tree(network, class_names), Path(path), overrides)
 
 
 def main(arguments: list[str]) -> int:
@@ -43,19 +43,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
     parser.add_argument("--replay", type=int, metavar="STEP", help="draw the batch of a step instead of training")
+    parser.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
     options = parser.parse_intermixed_args(arguments)
     if options.config is None:
         raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
     config = load_experiment(options.config, options.overrides, options.names)
-
+    if options.show_config:
+        print(to_yaml(config), end="")
+        return 0
     if options.replay is not None:
         check_folder(config)
         if isinstance(config, ClassifyConfig):
             return replay_classifier(config, options.replay, as_json=options.json)
         return replay(config, options.replay, as_json=options.json)
 
-    from detector.engine.distributed import first_process
-    from detector.engine.train import InterruptedRunError, train
+    from detector.train.distributed import first_process
+    from detector.train.loop import InterruptedRunError, train
 
     try:
         metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
@@ -67,11 +70,11 @@ def main(arguments: list[str]) -> int:
         if first_process():
             names = ["--names", options.names] if options.names else []
             command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
-            say(f"{stop}: {shlex.join(command)}")
+            print_note(f"{stop}: {shlex.join(command)}")
         return 130
     except KeyboardInterrupt:
         if first_process():
-            say(f"interrupted; what was finished is in {config.run_dir}, --resume goes on with it")
+            print_note(f"interrupted; what was finished is in {config.run_dir}, --resume goes on with it")
         return 130
     if first_process():
         show({**metrics, "run_dir": config.run_dir}, as_json=options.json)
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 def show(metrics: dict[str, Any], *, as_json: bool) -> None:
     """Prints what a training ended with."""
-    from detector.metrics.table import metrics_table
+    from detector.evaluate.table import metrics_table
 
     if as_json:
         print_json(metrics)
@@ -102,11 +105,11 @@ def check_folder(config: RunConfig) -> None:
         )
 
 
-def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:
+def replay(config: DetectConfig, step: int, *, as_json: bool) -> int:
     """Draws the batch of a step into the run's folder."""
     from detector.data.synthetic import ensure_synthetic_dataset
-    from detector.engine.detection import open_split
-    from detector.engine.replay import rebuild_batch, save_batch_picture
+    from detector.train.detection import open_split
+    from detector.train.replay import rebuild_batch, save_batch_picture
 
     if config.data.synthetic is not None:
         ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
@@ -122,7 +125,7 @@ def replay(config: ExperimentConfig, step: int, *, as_json: bool) -> int:
 
 def replay_classifier(config: ClassifyConfig, step: int, *, as_json: bool) -> int:
     """Writes the pictures of a classifier's batch into the run's folder."""
-    from detector.engine.replay import rebuild_class_batch, save_class_batch
+    from detector.train.replay import rebuild_class_batch, save_class_batch
 
     batch = rebuild_class_batch(config, step)
     folder = Path(config.run_dir or ".") / f"replay_{step}"

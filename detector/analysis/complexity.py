@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detector.darknet.layers import MaxPool, Shortcut
 from detector.darknet.network import DarknetNetwork
+from detector.darknet.operations import MaxPool, Shortcut
 from detector.models.layers import Maxout
 
 

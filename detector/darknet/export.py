@@ -140,10 +140,10 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
     """
     writer = CfgWriter()
     fused = _neck(writer, network.neck, _backbone(writer, network.backbone))
-    for scale, (layer, conv) in enumerate(zip(fused, network.head.predict, strict=True)):  # type: ignore[arg-type]
+    per_scale = len(model.anchors) // len(network.strides)
+    for scale, (layer, conv) in enumerate(zip(fused, network.head.output, strict=True)):  # type: ignore[arg-type]
         writer.go_to(layer)
         writer.conv(conv, nn.Identity(), "linear")
-        per_scale = model.anchors_per_scale
         writer.section(
             "yolo",
             {
@@ -151,7 +151,6 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
                 "anchors": [side for anchor in model.anchors for side in anchor],
                 "classes": model.num_classes,
                 "num": len(model.anchors),
-                "scale_x_y": model.scale_xy[scale],
             },
         )
     height, width = preprocess.size_hw
@@ -170,7 +169,7 @@ def convolution_paths(network: Detector) -> list[str]:
     _neck(writer, network.neck, _backbone(writer, network.backbone))
     paths = {module: path for path, module in network.named_modules()}
     body = [paths[conv].removesuffix(".conv") for conv, _ in writer.sources]
-    return body + [paths[conv] for conv in network.head.predict]  # type: ignore[union-attr]
+    return body + [paths[conv] for conv in network.head.output]  # type: ignore[union-attr]
 
 
 def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetNetwork:
@@ -178,7 +177,7 @@ def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetN
     writer = CfgWriter()
     writer.go_to(_backbone(writer, network.backbone)[-1])
     writer.section("avgpool")
-    writer.conv(network.predict, nn.Identity(), "linear")
+    writer.conv(network.output, nn.Identity(), "linear")
     writer.section("softmax", {"groups": 1})
     return _finish(writer, {"batch": 1, "subdivisions": 1, "height": size_hw[0], "width": size_hw[1], "channels": 3})
 
@@ -201,7 +200,7 @@ def copy_classifier_weights(source: DarknetNetwork, classifier: Classifier) -> N
     Raises:
         InputError: a classifier of another kind; nothing is changed.
     """
-    parts = [*_convolutions(classifier.backbone), (classifier.predict, nn.Identity())]
+    parts = [*_convolutions(classifier.backbone), (classifier.output, nn.Identity())]
     convolutions = source.convolutions()
     shapes = [tuple(conv.weight.shape) for conv, _ in parts]
     if shapes != [tuple(layer.conv.weight.shape) for _, layer in convolutions]:

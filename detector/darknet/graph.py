@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from detector.darknet.cfg import Section
-from detector.darknet.layers import MaxPool, Multiply, Route, Shortcut, Softmax, Upsample, YoloActivation, YoloSection
+from detector.darknet.operations import (
+    MaxPool,
+    Multiply,
+    Route,
+    Shortcut,
+    Softmax,
+    Upsample,
+    YoloActivation,
+    YoloSection,
+)
 from detector.errors import InputError
 from detector.models.layers import ACTIVATIONS, ConvBN, Maxout
 

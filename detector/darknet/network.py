@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detector.darknet.cfg import Section, parse_cfg
 from detector.darknet.graph import GraphBuilder, warn_of_unknown_keys
-from detector.darknet.layers import MaxPool
+from detector.darknet.operations import MaxPool
 from detector.darknet.weights import (
     HEADER_BYTES,
     WeightsHeader,

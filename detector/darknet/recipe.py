@@ -1,7 +1,7 @@
 """What a cfg says about training: its [net] and [yolo] sections as an experiment.
 
 Keys that the cfg leaves out have Darknet's defaults. What Darknet does not know (workers, evaluation) has those of
-this program; every field can be overridden as for a YAML file.
+this program; every field can be overridden as with a YAML file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from detector.config import DarknetModelConfig
 from detector.darknet.cfg import Section
 from detector.darknet.network import DarknetNetwork
 from detector.errors import InputError
@@ -32,7 +31,7 @@ _BOX_LOSSES = {"mse", "giou", "diou", "ciou"}
 
 
 def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The sections of an `ExperimentConfig` as a tree, data.root and run_dir still to be set.
+    """The sections of a `DetectConfig` as a tree; fields that a cfg does not know have their defaults.
 
     Raises:
         InputError: the cfg trains in a way that this program does not know; the line is named.
@@ -45,34 +44,18 @@ def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> di
     for each in network.yolo_sections:
         _warn_of_unused_keys(each.section)
     _, height, width = network.size_chw
-    model = DarknetModelConfig(network.cfg_text, class_names)
     return {
-        "model": {"darknet_cfg": model.darknet_cfg, "class_names": list(class_names)},
+        "model": {"darknet_cfg": network.cfg_text, "class_names": list(class_names)},
         "preprocess": {
             "size_hw": [height, width],
             "letterbox": bool(net.integer("letter_box", 0)),
-            "align_corners": False,  # Darknet trains on pictures that OpenCV resized
+            "align_corners": False,  # Darknet trains on images that OpenCV resized
         },
-        "data": {
-            "root": "",
-            "train": "train",
-            "val": "val",
-            "bad_labels": "clip",
-            "cache_mb": 256,
-            "timeout_seconds": 600,
-            "synthetic": None,
-        },
+        "data": {"root": ""},
         "augment": _augment(net, yolo, max(height, width)),
         "loss": _loss(yolo, net),
         "train": _train(net),
-        "evaluate": {
-            "every": 1000,
-            "score_threshold": 0.001,
-            "nms_threshold": 0.45,
-            "max_detections": 100,
-            "metric": "ap50",
-        },
-        "run_dir": None,
+        "evaluate": {"every": 1000},
     }
 
 
@@ -96,10 +79,6 @@ def _augment(net: Section, yolo: Section, long_side: int) -> dict[str, Any]:
         "saturation": max(net.number("saturation", 1), 1.0),
         "exposure": max(net.number("exposure", 1), 1.0),
         "horizontal_flip": 0.5 * net.integer("flip", 1),
-        "vertical_flip": 0.0,
-        "rotate90": 0.0,
-        "blur": 0.0,
-        "noise": 0.0,
         "mosaic": 0.5 * min(net.integer("mosaic", 0), 1),
         "multi_scale": multi_scale,
     }
@@ -126,24 +105,17 @@ def _train(net: Section) -> dict[str, Any]:
     if policy not in {"steps", "constant"}:
         raise net.error("policy", "detectors train with policy=steps or constant here")
     return {
-        "seed": 0,
         "max_steps": net.integer("max_batches", 500_000, minimum=1, maximum=1 << 31),
         "batch_size": net.integer("batch", 64, minimum=1),
         "subdivisions": net.integer("subdivisions", 1, minimum=1),
         "learning_rate": net.number("learning_rate", 0.001),
         "burn_in": net.integer("burn_in", 0, maximum=1 << 31),
-        "policy": "steps",
-        "steps": [int(step) for step in net.numbers("steps")] if policy == "steps" else [],
-        "scales": net.numbers("scales") if policy == "steps" else [],
-        "final_scale": 0.0,
-        "power": 4.0,
+        "policy": {
+            "name": "steps",
+            "steps": [int(step) for step in net.numbers("steps")] if policy == "steps" else [],
+            "scales": net.numbers("scales") if policy == "steps" else [],
+        },
         "momentum": net.number("momentum", 0.9),
-        "nesterov": False,
         "weight_decay": net.number("decay", 0.0001),
-        "ema_decay": 0.0,
-        "precision": "auto",
-        "num_workers": 1,
-        "sync_batchnorm": False,
-        "log_every": 10,
         "save_every": 100,
     }

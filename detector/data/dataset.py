@@ -85,6 +85,12 @@ class DetectionDataset:
         """Where the objects of image `index` lie in the flat arrays."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    def targets(self, index: int) -> tuple[Floats, Ints]:
+        """Boxes (n, 4) and labels (n,) of image `index` without its crowd regions."""
+        objects = self.objects(index)
+        real = ~self.crowd[objects]
+        return self.boxes_xyxy[objects][real], self.labels[objects][real]
+
     def read(self, index: int) -> Sample:
         """Image `index` with its objects. Raises: InputError when the picture cannot be read."""
         return self.decode(index, self.read_bytes(index))
@@ -293,6 +299,11 @@ class DatasetBuilder:
 
 def _in_picture(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> str:
     return f"{[round(value, 2) for value in box_xyxy]} in {width}x{height}"
+
+
+def describe(dataset: DetectionDataset) -> str:
+    """A line for people: what is in a data set, and what was wrong with it."""
+    return f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
 
 
 def summarize(problems: list[Problem]) -> str:

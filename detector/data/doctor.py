@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from detector.anchors import best_possible_recall, fit_anchors
-from detector.data import NO_DATASET, list_splits, open_dataset
 from detector.data.dataset import DetectionDataset, Problem
 from detector.data.image_folder import open_image_folder
 from detector.data.images import read_image
+from detector.data.open import NO_DATASET, list_splits, open_dataset
 from detector.errors import InputError
 
 COCO_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))

@@ -20,9 +20,9 @@ from torchvision.datasets import ImageFolder
 from detector.config import ClassifyConfig, CropConfig
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.loader import ordered_batches
+from detector.data.notes import ReadingNotes
 from detector.data.sampler import augmentation_rng, image_index, partner_indices
 from detector.data.transforms import adjust_hsv, rand_scale
-from detector.data.watch import ReadingWatch
 from detector.errors import InputError
 from detector.structures import Floats, Image, Ints
 
@@ -45,6 +45,9 @@ class ClassifiedImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {len(self)} images, {len(self.class_names)} classes"
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,10 @@ def open_image_folder(root: str, split: str, *, num_classes: int) -> ClassifiedI
 class ClassSamples(TorchDataset[tuple[Image, Floats, str]]):
     """The augmented picture (S, S, 3), its target (K,) and its path, for any (step, slot)."""
 
-    def __init__(self, dataset: ClassifiedImages, config: ClassifyConfig, watch: ReadingWatch | None = None) -> None:
+    def __init__(self, dataset: ClassifiedImages, config: ClassifyConfig, notes: ReadingNotes | None = None) -> None:
         self.dataset = dataset
         self.config = config
-        self.watch = watch
+        self.notes = notes or ReadingNotes(dataset.paths, num_workers=0)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Image, Floats, str]:
         """Raises: InputError when a picture cannot be read."""
@@ -105,12 +108,8 @@ class ClassSamples(TorchDataset[tuple[Image, Floats, str]]):
         return *mix(images, targets, rng), path
 
     def _load(self, index: int, rng: np.random.Generator) -> tuple[Image, Floats]:
-        path = str(self.dataset.paths[index])
-        if self.watch is not None:
-            self.watch.note(path)
-        image = read_image(path)
-        if self.watch is not None:
-            self.watch.note("")
+        with self.notes.reading(index):
+            image = read_image(self.dataset.paths[index])
         target = np.zeros(len(self.dataset.class_names), np.float32)
         target[self.dataset.labels[index]] = 1
         return random_view(image, self.config.input.size, self.config.augment, rng), target
@@ -196,25 +195,15 @@ def collate_classes(samples: Sequence[tuple[Image, Floats, str]]) -> ClassBatch:
 
 
 def class_batches(
-    dataset: ClassifiedImages,
-    config: ClassifyConfig,
-    *,
-    start_step: int,
-    rank: int = 0,
-    num_ranks: int = 1,
-    report: Path | None = None,
+    dataset: ClassifiedImages, config: ClassifyConfig, *, start_step: int, rank: int = 0, num_ranks: int = 1
 ) -> Generator[ClassBatch]:
     """Batches of a classification data set for training; see `ordered_batches`."""
-    watch = ReadingWatch()
     return ordered_batches(
-        ClassSamples(dataset, config, watch),
+        ClassSamples(dataset, config, ReadingNotes(dataset.paths, config.train.num_workers)),
         collate_classes,
-        watch,
         config.train,
         timeout_seconds=config.data.timeout_seconds,
         start_step=start_step,
-        end_step=config.train.max_steps,
         rank=rank,
         num_ranks=num_ranks,
-        report=report,
     )

@@ -3,122 +3,106 @@
 from __future__ import annotations
 
 import signal
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from detector.config import ExperimentConfig, TrainConfig
+from detector.config import DetectConfig, TrainConfig
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
+from detector.data.notes import ReadingNotes
 from detector.data.sampler import StepSampler
 from detector.data.samples import TrainingSamples
-from detector.data.watch import ReadingWatch
 from detector.errors import InputError
 from detector.structures import Batch
 
-_Sample = TypeVar("_Sample")
+_Sample = TypeVar("_Sample", covariant=True)
 _Batch = TypeVar("_Batch")
 
 
+class Samples(Protocol[_Sample]):
+    """The sample for any (step, slot). Attributes: notes: where the image that is being read is noted."""
+
+    notes: ReadingNotes
+
+    def __getitem__(self, key: tuple[int, int]) -> _Sample: ...
+
+
 def training_batches(
-    dataset: DetectionDataset,
-    config: ExperimentConfig,
-    *,
-    start_step: int,
-    end_step: int,
-    rank: int = 0,
-    num_ranks: int = 1,
-    report: Path | None = None,
+    dataset: DetectionDataset, config: DetectConfig, *, start_step: int, rank: int = 0, num_ranks: int = 1
 ) -> Generator[Batch]:
     """Batches of a detection data set for training; see `ordered_batches`."""
-    watch = ReadingWatch()
     return ordered_batches(
-        TrainingSamples(dataset, config, watch),
+        TrainingSamples(dataset, config, ReadingNotes(dataset.paths, config.train.num_workers)),
         collate,
-        watch,
         config.train,
         timeout_seconds=config.data.timeout_seconds,
         start_step=start_step,
-        end_step=end_step,
         rank=rank,
         num_ranks=num_ranks,
-        report=report,
     )
 
 
 def ordered_batches(
-    samples: TorchDataset[_Sample],
-    collate_samples: Callable[[Sequence[_Sample]], _Batch],
-    watch: ReadingWatch,
+    samples: Samples[Any],
+    collate_samples: Callable[[Sequence[Any]], _Batch],
     settings: TrainConfig,
     *,
     timeout_seconds: int,
     start_step: int,
-    end_step: int,
     rank: int = 0,
     num_ranks: int = 1,
-    report: Path | None = None,
 ) -> Generator[_Batch]:
-    """Batches (in `train.subdivisions` parts) from `start_step` to `end_step`; the same ones for any num_workers.
+    """Batches (in `train.subdivisions` parts) from `start_step` on; the same ones for any num_workers.
 
     Args:
         samples: the sample for any (step, slot).
         collate_samples: makes a batch of a part's samples.
-        watch: where `samples` note the picture that is being read.
-        settings: batch size, subdivisions and workers.
-        timeout_seconds: see `DataConfig`.
+        settings: number of steps, batch size, subdivisions and workers.
+        timeout_seconds: see `DataConfig`; without workers there is no limit.
         start_step: the first optimiser step, counted from 0.
-        end_step: the step after the last one.
         rank: which share of every batch is read, for processes that train together.
         num_ranks: how many shares there are.
-        report: where the stacks go when no batch comes for `data.timeout_seconds`.
 
     Raises:
-        InputError: a picture cannot be read and data.bad_labels is `fail`, or no batch came in time.
+        InputError: an image cannot be read and data.bad_labels is `fail`, or no batch came in time.
     """
     sampler = StepSampler(
         start_step=start_step,
-        end_step=end_step,
+        end_step=settings.max_steps,
         batch_size=settings.batch_size,
         subdivisions=settings.subdivisions,
         rank=rank,
         num_ranks=num_ranks,
     )
     workers = settings.num_workers
-    loader = DataLoader(
-        samples,
+    loader: DataLoader[Any] = DataLoader(
+        samples,  # type: ignore[arg-type]  # a map from (step, slot), which torch types as from int
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_samples,
-        worker_init_fn=partial(_init_worker, watch),
+        worker_init_fn=_init_worker,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         timeout=timeout_seconds if workers else 0,
     )
-    guard = _explained if workers else _alarm
     batches: Any = None
     try:
         batches = iter(loader)
         for _ in range(len(sampler)):
-            with guard(watch, timeout_seconds, report):
+            with _explain_errors(samples.notes, timeout_seconds):
                 batch = next(batches)
             yield batch
     finally:
         _end_workers(batches)
-        watch.close()
 
 
 def _end_workers(batches: Any) -> None:
-    """Ends the loader's processes, by force where they do not go."""
+    """Ends the loader's processes, by force where they do not end on request."""
     # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
     processes = list(getattr(batches, "_workers", []))
     if processes:
@@ -130,7 +114,7 @@ def _end_workers(batches: Any) -> None:
 
 @contextmanager
 def explain_lost_workers() -> Iterator[None]:
-    """Puts the sudden death of a loader process, which shows wherever the main process is just then, into words.
+    """Explains the sudden death of a loader process, which interrupts the main process wherever it is.
 
     Raises:
         InputError: in place of the loader's error.
@@ -147,18 +131,17 @@ def explain_lost_workers() -> Iterator[None]:
         ) from error
 
 
-def _init_worker(watch: ReadingWatch, worker: int) -> None:
+def _init_worker(_worker: int) -> None:
     """One thread for each worker: they already run side by side."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    watch.start(worker)
 
 
 @contextmanager
-def _explained(watch: ReadingWatch, seconds: int, report: Path | None) -> Iterator[None]:
-    """Names what a worker hangs at, and takes the traceback out of a worker's InputError."""
+def _explain_errors(notes: ReadingNotes, seconds: int) -> Iterator[None]:
+    """Names the file that a worker hangs on, and takes the traceback out of a worker's InputError."""
     try:
         yield
     except InputError as error:
@@ -166,42 +149,7 @@ def _explained(watch: ReadingWatch, seconds: int, report: Path | None) -> Iterat
     except RuntimeError as error:
         if "timed out" not in str(error):
             raise
-        raise _stuck(*watch.report(), seconds, report) from error
-
-
-def _stuck(reading: str, stacks: str, seconds: int, report: Path | None) -> InputError:
-    where = ""
-    if report is not None:
-        try:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            report.write_text(stacks, encoding="utf-8")
-            where = f"; stacks in {report}"
-        except OSError as error:
-            where = f"; stacks not written ({error.strerror})"
-    return InputError(
-        f"the loader gave no batch for {seconds} s: {reading}{where}; look at that file and its disk, or raise "
-        "data.timeout_seconds"
-    )
-
-
-class _StuckError(Exception):
-    """Rings through everything that mends an InputError on the way."""
-
-
-@contextmanager
-def _alarm(watch: ReadingWatch, seconds: int, report: Path | None) -> Iterator[None]:
-    """Interrupts what the main process does inside when it takes too long."""
-
-    def ring(_: int, frame: FrameType | None) -> None:
-        raise _StuckError(watch.reading or "not in a picture file", "".join(traceback.format_stack(frame)))
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _StuckError as error:
-        reading, stacks = error.args
-        raise _stuck(reading, stacks, seconds, report) from error
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        raise InputError(
+            f"the loader gave no batch for {seconds} s: {notes.describe()}; look at that file and its disk, or raise "
+            "data.timeout_seconds"
+        ) from error

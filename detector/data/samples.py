@@ -15,12 +15,12 @@ from time import perf_counter
 import numpy as np
 from torch.utils.data import Dataset as TorchDataset
 
-from detector.config import ExperimentConfig
+from detector.config import DetectConfig
 from detector.data.dataset import DetectionDataset
 from detector.data.mosaic import mosaic
+from detector.data.notes import ReadingNotes
 from detector.data.sampler import augmentation_rng, image_index, network_size, partner_indices
-from detector.data.transforms import CommonAugmentations, clip_objects, fit_sample, random_crop, random_hsv
-from detector.data.watch import ReadingWatch
+from detector.data.transforms import CommonAugmentations, fit_sample, random_crop, random_hsv
 from detector.errors import InputError
 from detector.structures import Sample
 
@@ -55,16 +55,16 @@ class TrainingSamples(TorchDataset[Sample]):
 
     Attributes:
         stage_seconds: the time spent in each stage so far, for `tools/benchmark.py --loader`.
-        watch: where the picture that is being read is noted.
+        notes: where the image that is being read is noted.
     """
 
-    def __init__(self, dataset: DetectionDataset, config: ExperimentConfig, watch: ReadingWatch | None = None) -> None:
+    def __init__(self, dataset: DetectionDataset, config: DetectConfig, notes: ReadingNotes | None = None) -> None:
         self.dataset = dataset
         self.config = config
         self.common = CommonAugmentations(config.augment)
         self.cache = PictureCache(config.data.cache_mb * 2**20)
         self.stage_seconds = dict.fromkeys(("read", "decode", "augment", "mosaic"), 0.0)
-        self.watch = watch
+        self.notes = notes or ReadingNotes(dataset.paths, num_workers=0)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Raises: InputError when a picture cannot be read and data.bad_labels is `fail`."""
@@ -91,7 +91,7 @@ class TrainingSamples(TorchDataset[Sample]):
             augmented = self.common(sample, rng)
             if augmented.image.shape[:2] != size_hw:  # a quarter turn of a picture that is not square
                 augmented = fit_sample(augmented, size_hw, letterbox=config.preprocess.letterbox)
-            return clip_objects(augmented)
+            return augmented
 
     def _load(self, index: int, size_hw: tuple[int, int], rng: np.random.Generator) -> Sample:
         sample = self._read(index, size_hw)
@@ -121,24 +121,13 @@ class TrainingSamples(TorchDataset[Sample]):
         reduction = decode_reduction((height, width), (size_hw[0] / share, size_hw[1] / share))
         sample = self.cache.get((index, reduction))
         if sample is None:
-            with self._noted(str(self.dataset.paths[index])):
+            with self.notes.reading(index):
                 with self._timed("read"):
                     content = self.dataset.read_bytes(index)
                 with self._timed("decode"):
                     sample = self.dataset.decode(index, content, reduction=reduction)
             self.cache.put((index, reduction), sample)
         return sample
-
-    @contextmanager
-    def _noted(self, path: str) -> Iterator[None]:
-        watch = self.watch
-        if watch is not None:
-            watch.note(path)
-        try:
-            yield
-        finally:
-            if watch is not None:
-                watch.note("")
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -91,7 +91,7 @@ def random_shapes(size_hw: tuple[int, int], rng: np.random.Generator) -> list[Sh
     return shapes
 
 
-def ensure_synthetic_dataset(root: Path, config: SyntheticConfig) -> bool:
+def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int = 0) -> bool:
     """Draws the data set into `root`, unless the very same one is there already.
 
     Writes images/*.jpg, train.json and val.json (COCO instances) and video.mp4.
@@ -102,7 +102,7 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig) -> bool:
     Raises:
         InputError: the folder holds something else, which would be overwritten.
     """
-    stamp, wanted = root / "synthetic.json", json.dumps(asdict(config))
+    stamp, wanted = root / "synthetic.json", json.dumps({**asdict(config), "seed": seed})
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return False
     if not stamp.is_file() and root.is_dir() and any(root.iterdir()):
@@ -113,8 +113,8 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig) -> bool:
     stamp.write_text("being drawn", encoding="utf-8")
     (root / "images").mkdir(parents=True, exist_ok=True)
     for index, (split, count) in enumerate((("train", config.num_train), ("val", config.num_val))):
-        _write_split(root, split, count, config.image_hw, (config.seed, index))
-    write_video(root / "video.mp4", config.image_hw, seed=config.seed)
+        _write_split(root, split, count, config.image_hw, (seed, index))
+    write_video(root / "video.mp4", config.image_hw, seed=seed)
     stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted drawing is not taken for a whole one
     return True
 

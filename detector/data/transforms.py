@@ -7,7 +7,6 @@ Legend: H, W network size; H0, W0 size of the picture that was read; n objects.
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 
@@ -15,50 +14,23 @@ import cv2
 import numpy as np
 
 from detector.config import AugmentConfig
-from detector.structures import Floats, Image, Letterbox, Sample
+from detector.preprocess import fit_image, resize
+from detector.structures import Floats, Image, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
 import albumentations as A
 
-GREY = 128
 MIN_VISIBLE_SHARE = 0.1
 """After a crop an object counts while this share of its area is visible (Darknet keeps every sliver)."""
 MIN_VISIBLE_SIDE = 2.0
 """... and both its sides have this many pixels."""
 
 
-def fit_image(
-    image: Image, size_hw: tuple[int, int], *, letterbox: bool, align_corners: bool = False, out: Image | None = None
-) -> tuple[Image, Letterbox]:
-    """Brings a picture (H0, W0, 3) to the network's size (H, W, 3) and records how.
-
-    Args:
-        image: uint8 RGB.
-        size_hw: of the network's input.
-        letterbox: keep the aspect and fill the rest with grey; else stretch.
-        align_corners: see `PreprocessConfig`.
-        out: (H, W, 3) uint8 to write into and to return; None = a new picture.
-    """
-    resize = _resize_corners if align_corners else _resize
-    height, width = image.shape[:2]
-    canvas = np.empty((*size_hw, 3), np.uint8) if out is None else out
-    if not letterbox:
-        resize(image, canvas)
-        return canvas, Letterbox((height, width), (size_hw[1] / width, size_hw[0] / height), (0.0, 0.0))
-    scale = min(size_hw[0] / height, size_hw[1] / width)
-    inner_hw = (max(round(height * scale), 1), max(round(width * scale), 1))
-    top, left = (size_hw[0] - inner_hw[0]) // 2, (size_hw[1] - inner_hw[1]) // 2
-    canvas[...] = GREY
-    resize(image, canvas[top : top + inner_hw[0], left : left + inner_hw[1]])
-    # The exact scales after rounding, so that mapping back is exact too.
-    return canvas, Letterbox((height, width), (inner_hw[1] / width, inner_hw[0] / height), (float(left), float(top)))
-
-
 def fit_sample(sample: Sample, size_hw: tuple[int, int], *, letterbox: bool) -> Sample:
-    """`fit_image` for a picture with its objects."""
+    """`fit_image` for an image with its objects; those that become too small are left out."""
     image, record = fit_image(sample.image, size_hw, letterbox=letterbox)
     boxes = record.to_network(sample.boxes_xyxy)
-    return Sample(image, boxes, sample.labels, sample.crowd, sample.image_id)
+    return clip_objects(Sample(image, boxes, sample.labels, sample.crowd, sample.image_id))
 
 
 def random_crop(
@@ -74,10 +46,10 @@ def random_crop(
     window = np.array([left, top, width - right, height - bottom])  # xyxy in original pixels
     if letterbox:
         window = _widen(window, size_hw)
-    return crop_resize(sample, window, size_hw)
+    return cropresize(sample, window, size_hw)
 
 
-def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
+def cropresize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
     """The part of a sample inside a window (original pixels, may stick out), resized to `size_hw`.
 
     Objects are clipped to the window; those that are hardly visible any more are left out.
@@ -91,13 +63,13 @@ def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int
         canvas = np.full((*size_hw, 3), _mean_colour(sample.image), np.uint8)
     elif (inside == (x1, y1, x2, y2)).all():
         canvas = np.empty((*size_hw, 3), np.uint8)
-        _resize(sample.image[y1:y2, x1:x2], canvas)
+        resize(sample.image[y1:y2, x1:x2], canvas)
     else:
         place = np.rint((inside.reshape(2, 2) - (x1, y1)) * scale).astype(int)
         left, top = np.minimum(place[0], (size_hw[1] - 1, size_hw[0] - 1)).tolist()
         right, bottom = np.clip(place[1], (left + 1, top + 1), size_hw[::-1]).tolist()
         part = np.empty((bottom - top, right - left, 3), np.uint8)
-        _resize(sample.image[inside[1] : inside[3], inside[0] : inside[2]], part)
+        resize(sample.image[inside[1] : inside[3], inside[0] : inside[2]], part)
         borders = (top, size_hw[0] - bottom, left, size_hw[1] - right)
         grown = cv2.copyMakeBorder(part, *borders, cv2.BORDER_CONSTANT, value=_mean_colour(sample.image))
         canvas = np.asarray(grown, np.uint8)
@@ -179,32 +151,6 @@ class CommonAugmentations:
         boxes = np.asarray(result["bboxes"], np.float32).reshape(-1, 4)
         image = np.ascontiguousarray(result["image"])
         return Sample(image, boxes, sample.labels[rows], sample.crowd[rows], sample.image_id)
-
-
-def _resize(image: Image, out: Image) -> None:
-    """Bilinear, into `out`, which may be a part of a picture."""
-    if image.shape == out.shape:
-        out[...] = image
-        return
-    resized = cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
-    if not np.shares_memory(resized, out):  # OpenCV did not take the buffer
-        out[...] = resized
-
-
-def _resize_corners(image: Image, out: Image) -> None:
-    """Bilinear, with the corner pixels of both pictures on each other."""
-    places, fractions = _corner_grid(image.shape[:2], out.shape[:2])
-    out[...] = cv2.remap(image, places, fractions, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-@functools.lru_cache(maxsize=8)
-def _corner_grid(source_hw: tuple[int, int], target_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """OpenCV's maps from target pixels to source pixels; a video needs the same ones for every frame."""
-    columns = np.linspace(0, source_hw[1] - 1, target_hw[1], dtype=np.float32)
-    rows = np.linspace(0, source_hw[0] - 1, target_hw[0], dtype=np.float32)
-    grid_x, grid_y = np.meshgrid(columns, rows)
-    places, fractions = cv2.convertMaps(grid_x, grid_y, cv2.CV_16SC2)
-    return places, fractions
 
 
 def _mean_colour(image: Image) -> tuple[int, ...]:

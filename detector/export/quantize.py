@@ -18,9 +18,9 @@ from nncf import QuantizationPreset
 from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
 
 from detector.errors import InputError
-from detector.runtime import Pixels, Runtime, run_in_batches, to_planes
 from detector.runtime.onnx_graph import INPUT_NAME
 from detector.runtime.onnxruntime_backend import OnnxRuntime
+from detector.runtime.protocol import Pixels, Runtime, run_in_batches, to_planes
 from detector.runtime.signal_stack import kept_signal_stack
 from detector.structures import Floats
 

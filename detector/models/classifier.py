@@ -15,8 +15,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.predict = nn.Conv2d(in_channels, num_classes, 1)
+        self.output = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.predict(self.pool(self.backbone(images)[-1]))
+        logits: Tensor = self.output(self.pool(self.backbone(images)[-1]))
         return logits.flatten(1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
+from detector.models.interface import Backbone
 from detector.models.layers import ConvBN, run_stages
 
 STAGE_CHANNELS = (64, 128, 256, 512, 1024)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
+from detector.models.interface import Backbone
 from detector.models.layers import ConvBN, SqueezeExcite, concatenate
 
 STEM_CHANNELS = 64

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
+from detector.models.interface import Backbone
 from detector.models.layers import ACTIVATIONS, ConvBN, add_first_channels, run_stages
 
 STAGE_BLOCKS = (3, 3, 5, 2)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
+from detector.models.interface import Backbone
 from detector.models.layers import ConvBN, concatenate, upsample2
 
 GROWTH = 32

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.models.contract import Neck
+from detector.models.interface import Neck
 from detector.models.layers import ConvBN, SpatialAttention, compress, concatenate, upsample2
 
 

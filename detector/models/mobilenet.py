@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
+from detector.models.interface import Backbone
 from detector.models.layers import ConvBN, SqueezeExcite, concatenate, run_stages
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csppeleenet import BOTTLENECKS, GROWTH, TwoWayDenseLayer
+from detector.models.interface import Backbone
 from detector.models.layers import ConvBN, concatenate, run_stages
 
 STAGE_LAYERS = (3, 4, 8, 6)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from detector.models.contract import Neck
+from detector.models.interface import Neck
 from detector.models.layers import ConvBN, SpatialPyramidPooling, concatenate, upsample2
 
 

@@ -15,8 +15,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
+from detector.models.interface import Backbone
 from detector.models.layers import ACTIVATIONS, ConvBN, concatenate, run_stages
 
 

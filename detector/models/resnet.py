@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detector.models.contract import Backbone
 from detector.models.csp import partial_stage
 from detector.models.cspresnet import BottleneckBlock
+from detector.models.interface import Backbone
 from detector.models.layers import ACTIVATIONS, ConvBN, add_first_channels, run_stages
 
 STAGE_CHANNELS = (64, 128, 256, 512)

@@ -24,7 +24,7 @@ class YoloHead(nn.Module):
         super().__init__()
         self.num_outputs = 5 + num_classes
         self.anchors_per_scale = anchors_per_scale
-        self.predict = nn.ModuleList(
+        self.output = nn.ModuleList(
             nn.Conv2d(channels, anchors_per_scale * self.num_outputs, 1) for channels in in_channels
         )
 
@@ -34,7 +34,7 @@ class YoloHead(nn.Module):
         Darknet starts at 0.5; then background drowns everything else for the first few hundred steps.
         """
         with torch.no_grad():
-            for layer in self.predict:
+            for layer in self.output:
                 assert isinstance(layer, nn.Conv2d)
                 assert layer.bias is not None
                 nn.init.normal_(layer.weight, std=0.01)
@@ -42,4 +42,4 @@ class YoloHead(nn.Module):
                 bias[:, 4] = -math.log(1 / PRIOR_PROBABILITY - 1)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [layer(x) for layer, x in zip(self.predict, maps, strict=True)]
+        return [layer(x) for layer, x in zip(self.output, maps, strict=True)]

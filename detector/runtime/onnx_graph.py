@@ -20,11 +20,11 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from detector.anchors import cell_corners
+from detector.anchors import cell_corners, decode_boxes, split_raw_map
 from detector.errors import InputError
 from detector.models.layers import fold_batchnorm
-from detector.postprocess import Decoder
-from detector.runtime.record import METADATA_KEY, Suppression
+from detector.postprocess import Decoder, Thresholds
+from detector.runtime.record import METADATA_KEY
 
 T = TypeVar("T")
 OPSET = 18
@@ -39,7 +39,7 @@ def to_onnx(
     *,
     batch: int | None = 1,
     dynamic: bool = False,
-    ending: tuple[Decoder, Suppression] | None = None,
+    ending: tuple[Decoder, Thresholds] | None = None,
 ) -> onnx.ModelProto:
     """A network in inference as ONNX: "images" (B, 3, H, W) float32 in [0, 1] -> "raw_0", "raw_1", ...
 
@@ -78,25 +78,26 @@ class DecodedDetector(nn.Module):
         self.network = network
         self.decoder = decoder
         for index, anchors in enumerate(decoder.anchors_wh):
-            self.register_buffer(f"anchors_{index}", torch.from_numpy(anchors)[:, :, None, None], persistent=False)
+            self.register_buffer(f"anchors_{index}", torch.from_numpy(anchors)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        decoder = self.decoder
         boxes, scores = [], []
         for index, raw_map in enumerate(self.network(images)):
-            batch, channels, height, width = raw_map.shape
-            anchors = getattr(self, f"anchors_{index}")  # (A, 2, 1, 1)
-            values = raw_map.view(batch, len(anchors), channels // len(anchors), height, width)
-            if not self.decoder.new_coords:
-                size, values = values[:, :, 2:4].exp() * anchors, values.sigmoid()
-            else:
-                size = (2 * values[:, :, 2:4]).square() * anchors
-            scale, stride = self.decoder.scale_xy[index], self.decoder.strides[index]
-            cells = cell_corners(height, width, images.device).permute(2, 0, 1)  # (2, h, w)
-            centre = (values[:, :, :2] * scale - (scale - 1) / 2 + cells) * stride
-            corners = torch.cat((centre - size / 2, centre + size / 2), dim=2)  # (B, A, 4, h, w)
-            boxes.append(corners.permute(0, 1, 3, 4, 2).reshape(batch, -1, 4))
-            products = values[:, :, 5:] * values[:, :, 4:5]  # (B, A, C, h, w)
-            scores.append(products.permute(0, 2, 1, 3, 4).reshape(batch, channels // len(anchors) - 5, -1))
+            anchors = getattr(self, f"anchors_{index}")  # (A, 1, 1, 2)
+            values = split_raw_map(raw_map, len(anchors))  # (B, A, h, w, 5 + C)
+            decoded = decode_boxes(
+                values[..., :4],
+                cell_corners(raw_map.shape[2], raw_map.shape[3], images.device),
+                anchors,
+                stride=decoder.strides[index],
+                scale_xy=decoder.scale_xy[index],
+                new_coords=decoder.new_coords,
+            )
+            boxes.append(decoded.flatten(1, 3))  # (B, A * h * w, 4)
+            active = values if decoder.new_coords else values.sigmoid()
+            products = active[..., 5:] * active[..., 4:5]  # (B, A, h, w, C)
+            scores.append(products.flatten(1, 3).transpose(1, 2))  # (B, C, A * h * w)
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=2)
 
 
@@ -160,7 +161,7 @@ def _name_after_modules(graph: onnx.GraphProto) -> None:
     del graph.metadata_props[:]
 
 
-def _append_suppression(graph: onnx.GraphProto, suppression: Suppression) -> None:
+def _append_suppression(graph: onnx.GraphProto, suppression: Thresholds) -> None:
     """Ends a graph of boxes (B, N, 4) and scores (B, C, N) in the best boxes of each class."""
     boxes, scores = (value.name for value in graph.output)
     constants = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 
 from detector.errors import InputError
-from detector.runtime import Pixels, run_in_batches, to_planes
+from detector.runtime.protocol import Pixels, run_in_batches, to_planes
 from detector.runtime.threads import usable_cpus
 from detector.structures import Floats
 

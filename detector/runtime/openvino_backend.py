@@ -13,7 +13,7 @@ from openvino import properties
 from openvino.preprocess import PrePostProcessor
 
 from detector.errors import InputError
-from detector.runtime import Pixels, run_in_batches
+from detector.runtime.protocol import Pixels, run_in_batches
 from detector.runtime.record import METADATA_KEY
 from detector.runtime.signal_stack import kept_signal_stack
 from detector.runtime.threads import usable_cpus

@@ -15,19 +15,10 @@ import numpy as np
 
 from detector.config import PreprocessConfig, parse_preprocess_config
 from detector.errors import InputError
-from detector.postprocess import Decoder
+from detector.postprocess import Decoder, Thresholds
 
 FORMAT = "detector-export-1"
 METADATA_KEY = "detector"
-
-
-@dataclass(frozen=True)
-class Suppression:
-    """The thresholds that are part of a graph which ends in boxes."""
-
-    score_threshold: float
-    nms_threshold: float
-    max_detections: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class ExportRecord:
     precision: str
     batch: int | None
     dynamic: bool
-    suppression: Suppression | None
+    suppression: Thresholds | None
     source: dict[str, Any]
     gate: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +76,7 @@ class ExportRecord:
                         new_coords=decoder["new_coords"],
                         nms_beta=decoder["nms_beta"],
                     ),
-                    "suppression": None if suppression is None else Suppression(**suppression),
+                    "suppression": None if suppression is None else Thresholds(**suppression),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -10,7 +10,7 @@ from torch import nn
 
 from detector.errors import InputError
 from detector.models.layers import fold_batchnorm
-from detector.runtime import Pixels, run_in_batches
+from detector.runtime.protocol import Pixels, run_in_batches
 from detector.structures import Floats
 
 RECORD_FILE = "detector.json"

@@ -13,7 +13,7 @@ import numpy as np
 
 from detector.data.images import IMAGE_SUFFIXES
 from detector.errors import InputError
-from detector.predict import Predictor
+from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
 from detector.video.sink import VIDEO_SUFFIXES, FolderSink, PictureSink, VideoSink, WindowSink

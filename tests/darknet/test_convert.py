@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 
-import detector.convert as module
+import detector.export.convert as module
 from detector.checkpoint import load_checkpoint
 from detector.config import finish_config, load_config
-from detector.convert import from_darknet, partial, to_darknet
 from detector.darknet import load_darknet
 from detector.darknet.export import export_classifier, export_detector
 from detector.darknet.recipe import experiment_tree
-from detector.engine.finetune import load_initial_weights
-from detector.engine.train import train
 from detector.errors import InputError
-from detector.load import load_detector
-from detector.models import build_classifier, build_detector
-from detector.predict import Predictor
+from detector.export.convert import from_darknet, partial, to_darknet
+from detector.inference.find import load_detector
+from detector.inference.predictor import Predictor
+from detector.models.build import build_classifier, build_detector
+from detector.train.finetune import load_initial_weights
+from detector.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

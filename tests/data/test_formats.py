@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.data import list_splits, open_dataset
+from detector.data.open import list_splits, open_dataset
 from detector.errors import InputError
 
 CLASSES = ("cat", "dog")

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from detector.config import ExperimentConfig, MultiScaleConfig
+from detector.config import DetectConfig, MultiScaleConfig
 from detector.data.loader import training_batches
 from detector.data.sampler import StepSampler, image_index, network_size
 from detector.data.samples import TrainingSamples
 from detector.data.synthetic import CLASS_NAMES
-from detector.engine.detection import open_split
 from detector.structures import Batch
+from detector.train.detection import open_split
 
 
 def test_every_epoch_shows_every_image_once() -> None:
@@ -40,7 +40,7 @@ def test_step_sampler_splits_a_batch_into_parts() -> None:
     assert list(sampler)[-1] == [(4, 2), (4, 3)]
 
 
-def batches(config: ExperimentConfig, start: int, end: int) -> list[Batch]:
+def batches(config: DetectConfig, start: int, end: int) -> list[Batch]:
     return list(training_batches(open_split(config, "train"), config, start_step=start, end_step=end))
 
 
@@ -54,7 +54,7 @@ def same(first: Batch, second: Batch) -> bool:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_and_the_starting_point_change_nothing(tiny: Callable[..., ExperimentConfig], workers: int) -> None:
+def test_workers_and_the_starting_point_change_nothing(tiny: Callable[..., DetectConfig], workers: int) -> None:
     options = ["augment.noise=0.5", "augment.rotate90=0.5", "augment.mosaic=0.5"]
     alone = batches(tiny([*options, "train.num_workers=0"]), 0, 4)
     others = batches(tiny([*options, f"train.num_workers={workers}"]), 2, 4)
@@ -64,7 +64,7 @@ def test_workers_and_the_starting_point_change_nothing(tiny: Callable[..., Exper
     assert alone[0].images.dtype == torch.uint8
 
 
-def test_another_seed_gives_other_samples(tiny: Callable[..., ExperimentConfig]) -> None:
+def test_another_seed_gives_other_samples(tiny: Callable[..., DetectConfig]) -> None:
     config, other = tiny(), tiny(["train.seed=1"])
     dataset = open_split(config, "train")
     assert dataset.class_names == CLASS_NAMES
@@ -73,7 +73,7 @@ def test_another_seed_gives_other_samples(tiny: Callable[..., ExperimentConfig])
 
 
 def test_an_unreadable_picture_is_replaced_and_reported(
-    tiny: Callable[..., ExperimentConfig], caplog: pytest.LogCaptureFixture
+    tiny: Callable[..., DetectConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     from dataclasses import replace
     from pathlib import Path

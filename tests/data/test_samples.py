@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from detector.config import ExperimentConfig
+from detector.config import DetectConfig
 from detector.data.images import decode_image, read_bytes
 from detector.data.mosaic import mosaic
 from detector.data.paths import PathTable
 from detector.data.sampler import PARTNER_WINDOW, image_index, partner_indices
 from detector.data.samples import PictureCache, TrainingSamples, decode_reduction
-from detector.engine.detection import open_split
 from detector.errors import InputError
 from detector.structures import Sample
+from detector.train.detection import open_split
 
 
 def sample(value: int = 0, side: int = 4) -> Sample:
@@ -64,7 +64,7 @@ def test_reduced_decoding_shows_the_same_picture(tmp_path: Path, suffix: str, re
         decode_image(content, "x", expected_hw=(180, 301), reduction=reduction)
 
 
-def test_boxes_of_a_reduced_picture_fit_it(tiny: Callable[..., ExperimentConfig]) -> None:
+def test_boxes_of_a_reduced_picture_fit_it(tiny: Callable[..., DetectConfig]) -> None:
     dataset = open_split(tiny(), "train")
     whole, half = (dataset.decode(0, dataset.read_bytes(0), reduction=reduction) for reduction in (1, 2))
     assert half.image.shape[0] == whole.image.shape[0] // 2
@@ -84,7 +84,7 @@ def test_the_cache_forgets_the_oldest() -> None:
     assert cache.num_bytes == 0, "larger than the whole cache: not kept, nothing left over"
 
 
-def test_the_cache_changes_no_sample(tiny: Callable[..., ExperimentConfig]) -> None:
+def test_the_cache_changes_no_sample(tiny: Callable[..., DetectConfig]) -> None:
     options = ["augment.mosaic=0.5", "augment.noise=0.5"]
     with_cache, without = (tiny([*options, f"data.cache_mb={size}"]) for size in (64, 0))
     dataset = open_split(with_cache, "train")
@@ -131,7 +131,7 @@ def test_a_path_table_is_a_sequence_of_paths(tmp_path: Path) -> None:
     assert list(PathTable([])) == []
 
 
-def test_batches_need_no_copy_for_channels_last(tiny: Callable[..., ExperimentConfig]) -> None:
+def test_batches_need_no_copy_for_channels_last(tiny: Callable[..., DetectConfig]) -> None:
     from detector.data.collate import collate
 
     batch = collate([sample(1), sample(2)])

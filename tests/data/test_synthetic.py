@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detector.config import SyntheticConfig
-from detector.data import open_dataset
+from detector.data.open import open_dataset
 from detector.data.synthetic import Shape, draw_background, draw_shapes, ensure_synthetic_dataset
 from detector.errors import InputError
 

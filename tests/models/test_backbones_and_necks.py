@@ -11,7 +11,7 @@ from torch import nn
 
 from detector.analysis.complexity import measure_complexity
 from detector.config import ModelConfig, load_config
-from detector.models import BACKBONES, LEVELS, NECKS, build_backbone, build_detector
+from detector.models.build import BACKBONES, LEVELS, NECKS, build_backbone, build_detector
 from detector.models.csp import CrossStagePartial, partial_stage
 from detector.models.layers import SpatialPyramidPooling, SqueezeExcite, add_first_channels
 from detector.models.peleenet import SparseDenseBlock

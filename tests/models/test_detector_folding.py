@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from detector.config import load_config
-from detector.models import build_detector
+from detector.models.build import build_detector
 from detector.models.layers import fold_batchnorm
 
 ROOT = Path(__file__).resolve().parents[2]

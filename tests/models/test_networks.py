@@ -9,7 +9,7 @@ import torch
 from detector.analysis.complexity import measure_complexity, total_complexity
 from detector.config import ModelConfig, load_config
 from detector.errors import InputError
-from detector.models import build_classifier, build_detector
+from detector.models.build import build_classifier, build_detector
 from detector.models.efm import ExactFusionModel
 from detector.models.layers import ConvBN, Maxout
 

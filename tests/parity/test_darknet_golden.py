@@ -20,7 +20,7 @@ from detector.darknet import load_darknet
 from detector.darknet.export import copy_classifier_weights
 from detector.darknet.weights import write_weights
 from detector.errors import InputError
-from detector.models import build_classifier
+from detector.models.build import build_classifier
 
 DARKNET = Path(__file__).resolve().parents[3] / "shared" / "darknet"
 CFGS = sorted(DARKNET.glob("cfg/*.cfg"))
@@ -105,7 +105,7 @@ def test_darknets_own_weights_survive(name: str, tmp_path: Path) -> None:
 def test_detections_of_real_pictures() -> None:
     """As `darknet detector test` prints them, from the picture files on."""
     from detector.data.images import read_image
-    from detector.predict import Predictor
+    from detector.inference.predictor import Predictor
 
     predictor = Predictor(DARKNET / "weights/yolo-fastest-1.1.cfg")
     for entry in json.loads((DARKNET / "golden/yolo-fastest-1.1.detections.json").read_text()):
@@ -126,9 +126,9 @@ def test_detections_of_real_pictures() -> None:
 
 
 def test_darknets_map_on_real_pictures() -> None:
-    from detector.data import open_dataset
-    from detector.engine.evaluate import MAX_DETECTIONS, evaluate
-    from detector.predict import Predictor
+    from detector.data.open import open_dataset
+    from detector.evaluate.detection import MAX_DETECTIONS, evaluate
+    from detector.inference.predictor import Predictor
 
     predictor = Predictor(
         DARKNET / "weights/yolo-fastest-1.1.cfg", score_threshold=0.001, max_detections=MAX_DETECTIONS

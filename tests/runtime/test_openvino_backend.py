@@ -11,10 +11,10 @@ import openvino
 import openvino.opset13 as opset
 import pytest
 
-from detector.load import load_detector
-from detector.runtime import openvino_backend
+from detector.inference.find import load_detector
 from detector.runtime.onnx_graph import to_onnx
 from detector.runtime.openvino_backend import BLOCKED_KERNELS, INT8_KERNELS, OpenVinoRuntime, prefer_kernels, read_model
+from detector.runtime.protocol import openvino_backend
 
 
 @pytest.fixture(scope="module")

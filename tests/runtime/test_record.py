@@ -9,11 +9,11 @@ import pytest
 
 from detector.config import PreprocessConfig
 from detector.errors import InputError
-from detector.postprocess import Decoder
-from detector.runtime.record import ExportRecord, Suppression
+from detector.postprocess import Decoder, Thresholds
+from detector.runtime.record import ExportRecord
 
 
-def record(suppression: Suppression | None = None) -> ExportRecord:
+def record(suppression: Thresholds | None = None) -> ExportRecord:
     anchors = (np.array([[10, 14], [23, 27.5]], np.float32), np.array([[81, 82]], np.float32))
     return ExportRecord(
         class_names=("cat", "hund"),
@@ -29,8 +29,8 @@ def record(suppression: Suppression | None = None) -> ExportRecord:
     )
 
 
-@pytest.mark.parametrize("suppression", [None, Suppression(0.25, 0.5, 10)])
-def test_round_trip(suppression: Suppression | None) -> None:
+@pytest.mark.parametrize("suppression", [None, Thresholds(0.25, 0.5, 10)])
+def test_round_trip(suppression: Thresholds | None) -> None:
     before = record(suppression)
     assert before.decoder.anchor_table.shape == (3, 4), "what is derived is not recorded"
     after = ExportRecord.from_json(before.to_json(), "x.onnx")

@@ -100,15 +100,15 @@ def test_what_to_optimise_first(call: Call) -> None:
 
 
 def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: Path, tmp_path: Path) -> None:
-    from detector.engine.evidence import gather_evidence
-    from detector.export.write import ENDINGS, Request, export
-    from detector.load import load_detector
+    from detector.export.gate import ENDINGS, Request, export
+    from detector.export.gate_data import gather_gate_data
+    from detector.inference.find import load_detector
 
     loaded = load_detector(trained_run / "best.safetensors")
     costs: dict[str, Any] = {}
     for to in ("openvino", "onnx", "torchscript"):
         out = tmp_path / f"model{ENDINGS[to]}"
-        export(loaded, Request(to, out), gather_evidence(loaded))
+        export(loaded, Request(to, out), gather_gate_data(loaded))
         costs[to] = json.loads(call("analyze", str(out), "--measure", "--json")[0])
     native = json.loads(call("analyze", str(trained_run / "best.safetensors"), "--json")[0])
     convolutions = [layer for layer in native["layers"] if layer["kind"] == "conv"]

@@ -11,7 +11,7 @@ import pytest
 
 from detector.data.synthetic import write_video
 from detector.errors import InputError
-from detector.predict import Predictor
+from detector.inference.predictor import Predictor
 from detector.video.pipeline import VideoReport, open_file_sink, run_video
 from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
 from detector.video.source import LiveSource, open_source

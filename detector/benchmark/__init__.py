@@ -1,0 +1,1 @@
+"""How fast detectors run and train on this machine."""

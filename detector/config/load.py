@@ -1,0 +1,202 @@
+"""YAML files and `a.b=value` overrides -> configs: the only reader of YAML.
+
+A file states what differs from the defaults, or from the file that it names as `base:`. A later value replaces an
+earlier one; sections are merged key by key. A choice (a section with a `name`) with another name replaces the whole
+section, since the options of the old choice mean nothing to the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from detector.config.classification import ClassifierConfig, ClassifyConfig
+from detector.config.detection import DarknetModelConfig, DetectConfig, DetectorModelConfig, ModelConfig
+from detector.config.shared import PreprocessConfig, Section
+from detector.errors import InputError, read_text
+
+_T = TypeVar("_T")
+RunConfig = DetectConfig | ClassifyConfig
+"""What a training run can be."""
+StoredModel = ModelConfig | DarknetModelConfig | ClassifierConfig
+"""What a weights file can hold."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+_DETECT = TypeAdapter(DetectConfig)
+_CLASSIFY = TypeAdapter(ClassifyConfig)
+_DETECTOR_MODEL: TypeAdapter[ModelConfig | DarknetModelConfig] = TypeAdapter(DetectorModelConfig)
+_CLASSIFIER_MODEL = TypeAdapter(ClassifierConfig)
+_PREPROCESS = TypeAdapter(PreprocessConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectConfig:
+    """Reads a detector's experiment.
+
+    Args:
+        path: a YAML file with fields of `DetectConfig`.
+        overrides: `a.b=value`, the value in YAML.
+
+    Raises:
+        InputError: the file or its base is missing or is not YAML; a key is unknown, missing, of the wrong type or out
+            of range; or the experiment is a classifier's.
+    """
+    config = load_run_config(path, overrides)
+    if isinstance(config, ClassifyConfig):
+        raise InputError(f"{path}: is for a classifier (task: classify); a detector's config is needed here")
+    return config
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """`load_config`, for a detector's or a classifier's experiment. Raises: InputError."""
+    return build_config(_read_with_bases(Path(path)), Path(path), overrides)
+
+
+def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a tree that came from `path`, with overrides and the default run_dir. Raises: InputError."""
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    if tree.get("run_dir") is None:
+        tree = {**tree, "run_dir": f"weights/{path.stem}"}
+    return _validate_run(tree, str(path))
+
+
+def parse_config_text(text: str, where: str) -> RunConfig:
+    """A config that `to_yaml` made text of and that a weights file `where` stores. Raises: InputError."""
+    return _validate_run(_parse_yaml(text, where), where)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The complete, resolved config as text that `load_config` reads back to an equal value."""
+    return str(yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False, allow_unicode=True))
+
+
+def parse_model_config(tree: dict[str, Any], where: str) -> StoredModel:
+    """A model section that a weights file `where` stores. Raises: InputError."""
+    if "num_classes" in tree:
+        return _validate(_CLASSIFIER_MODEL, tree, where)
+    return _validate(_DETECTOR_MODEL, tree, where)
+
+
+def parse_preprocess_config(tree: dict[str, Any], where: str) -> PreprocessConfig:
+    """A preprocess section that a weights file `where` stores. Raises: InputError."""
+    return _validate(_PREPROCESS, tree, where)
+
+
+def read_yaml(path: Path) -> Any:
+    """Any other YAML file (a data set's data.yaml). Raises: InputError."""
+    return _parse_yaml(read_text(path), str(path))
+
+
+def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree of a file, merged into that of its base."""
+    shown = " -> ".join(map(str, (*chain, path)))
+    if path.resolve() in [one.resolve() for one in chain]:
+        raise InputError(f"{shown}: the base files form a circle; remove one `base:`")
+    if not path.is_file():
+        hint = "check its `base:`" if chain else "the configs that come with the project are in configs/"
+        raise InputError(f"{shown}: no such config; {hint}")
+    tree = _parse_yaml(read_text(path), shown)
+    if not isinstance(tree, dict):
+        raise InputError(f"{shown}: expected a mapping of sections (model:, data:, ...), got {type(tree).__name__}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise InputError(f"{shown}: base: expected the path of one file, got {base!r}")
+    return _merge(_read_with_bases(path.parent / base, (*chain, path)), tree)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with the values of `new`; see the head of this file for the rule."""
+    merged = dict(old)
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            other_choice = "name" in value and value["name"] != before.get("name")
+            merged[key] = value if other_choice else _merge(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    """`a.b=value` -> {"a": {"b": value}}."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise InputError(f"override {override!r}: expected a.b=value, for example train.max_steps=1000")
+    tree = _parse_yaml(text, f"override {override!r}")
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return dict(tree)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _validate_run(tree: Any, where: str) -> RunConfig:
+    if isinstance(tree, dict) and "task" in tree:
+        return _validate(_CLASSIFY, tree, where)
+    return _validate(_DETECT, tree, where)
+
+
+def _validate(adapter: TypeAdapter[_T], tree: Any, where: str) -> _T:
+    try:
+        return adapter.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise InputError(f"{where}: {'; '.join(_explain(item) for item in error.errors())}") from error
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _explain(item: Any) -> str:
+    """One line for one of pydantic's errors."""
+    parts = [str(part) for part in item["loc"] if not str(part).startswith("kind:")]
+    if len(parts) > 2 and parts[:2] == ["train", "policy"]:
+        del parts[2]  # the tag of pydantic's own discriminator
+    key = ".".join(parts)
+    if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        close = get_close_matches(parts[-1], _all_keys(), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close and close[0] != parts[-1] else "")
+    if item["type"] in {"missing", "missing_argument"}:
+        return f"{key}: missing; it has no default"
+    if item["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        expected = item.get("ctx", {}).get("expected_tags", "one that README.md lists")
+        return f"{key}: expected a section with a name ({expected}), such as {{name: efm}}, got {item['input']!r}"[:400]
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict):  # a section, whose message says what was given
+        return f"{key}: {message}"
+    return f"{key}: {message}, got {item['input']!r}"[:400]
+
+
+def _all_keys() -> list[str]:
+    return sorted({name for section in Section.__subclasses__() for name in section.__dataclass_fields__})  # type: ignore[attr-defined]

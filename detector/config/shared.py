@@ -1,0 +1,178 @@
+"""What detectors and classifiers have in common: the backbone, the input, the training schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+AtLeastOne = Annotated[float, Field(ge=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+NetworkSize = Annotated[int, Field(ge=32, multiple_of=32)]
+Activation = Literal["leaky", "relu", "relu6", "mish", "swish", "logistic", "linear"]
+
+
+class Section:
+    """Base of all sections: unknown keys are errors, and values are not converted ("4" is not a number)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+def by_name(**kinds: str) -> Callable[[Any], str | None]:
+    """A discriminator that chooses a section's dataclass from its `name`.
+
+    Args:
+        kinds: the tag of each name that has options of its own; other names have the tag `kind:plain`.
+    """
+
+    def kind(tree: Any) -> str | None:
+        name = tree.get("name") if isinstance(tree, dict) else getattr(tree, "name", None)
+        return kinds.get(name, "kind:plain") if isinstance(name, str) else None
+
+    return kind
+
+
+@dataclass(frozen=True)
+class CSPPeleeNetConfig(Section):
+    """CSPPeleeNet.
+
+    Attributes:
+        gamma: share of the channels that bypasses the dense blocks.
+        fusion: transitions as in the paper's Table 1: csp | first | last.
+        squeeze_excite: weigh the channels of the dense layers.
+    """
+
+    name: Literal["csppeleenet"]
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    fusion: Literal["csp", "first", "last"] = "csp"
+    squeeze_excite: bool = False
+
+
+@dataclass(frozen=True)
+class PeleeNetConfig(Section):
+    """PeleeNet and its variants. Attributes: squeeze_excite: weigh the channels of the dense layers."""
+
+    name: Literal["peleenet", "sparsepeleenet", "peleenext"]
+    squeeze_excite: bool = False
+
+
+@dataclass(frozen=True)
+class PlainBackboneConfig(Section):
+    """A backbone without options. Attributes: name: a key of `detector.models.build.BACKBONES`."""
+
+    name: str
+
+
+BackboneConfig = Annotated[
+    Annotated[CSPPeleeNetConfig, Tag("kind:csppeleenet")]
+    | Annotated[PeleeNetConfig, Tag("kind:peleenet")]
+    | Annotated[PlainBackboneConfig, Tag("kind:plain")],
+    Discriminator(
+        by_name(
+            csppeleenet="kind:csppeleenet",
+            peleenet="kind:peleenet",
+            sparsepeleenet="kind:peleenet",
+            peleenext="kind:peleenet",
+        )
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PreprocessConfig(Section):
+    """How any image becomes the network's input.
+
+    Attributes:
+        size_hw: height and width of the network's input in pixels, multiples of 32.
+        letterbox: keep the aspect and fill with grey; otherwise stretch, as AlexeyAB's Darknet does by default.
+        align_corners: resize as Darknet's `resize_image`: corner pixels on corner pixels (for models from Darknet).
+    """
+
+    size_hw: tuple[NetworkSize, NetworkSize] = (416, 416)
+    letterbox: bool = False
+    align_corners: bool = False
+
+
+@dataclass(frozen=True)
+class StepsPolicy(Section):
+    """The rate is multiplied by `scales[i]` from step `steps[i]` on; without steps it is constant."""
+
+    name: Literal["steps"] = "steps"
+    steps: tuple[Natural, ...] = ()
+    scales: tuple[Positive, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.scales):
+            raise ValueError(f"scales: expected {len(self.steps)} (one for each of steps), got {len(self.scales)}")
+
+
+@dataclass(frozen=True)
+class CosinePolicy(Section):
+    """The rate falls along a cosine to `final_scale` times itself at the last step."""
+
+    name: Literal["cosine"]
+    final_scale: Fraction = 0.0
+
+
+@dataclass(frozen=True)
+class PolyPolicy(Section):
+    """The rate is multiplied by (1 - step / max_steps)^power."""
+
+    name: Literal["poly"]
+    power: Positive = 4.0
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """The schedule.
+
+    Attributes:
+        seed: of the initial weights, the order of the images and the augmentation.
+        max_steps: optimiser steps ("iterations").
+        batch_size: images of a step.
+        subdivisions: parts that a batch is computed in, to save memory.
+        learning_rate: after burn-in.
+        burn_in: steps in which the rate grows as (step / burn_in)^4.
+        policy: how the rate changes after burn-in: steps, cosine or poly.
+        momentum: of SGD.
+        nesterov: Nesterov momentum.
+        weight_decay: on convolution weights only.
+        ema_decay: of the averaged weights that are evaluated and released; 0 = no averaging.
+        precision: fp32 | bf16 | auto (bf16 where the processor computes it natively).
+        num_workers: processes that read and augment; changes only the speed.
+        sync_batchnorm: with several processes, normalise with the statistics of all their images.
+        log_every: steps between two lines of metrics.jsonl.
+        save_every: steps between two writes of last.safetensors.
+    """
+
+    seed: Natural = 0
+    max_steps: Count = 500_000
+    batch_size: Count = 64
+    subdivisions: Count = 1
+    learning_rate: Positive = 0.001
+    burn_in: Natural = 1000
+    policy: Annotated[StepsPolicy | CosinePolicy | PolyPolicy, Field(discriminator="name")] = field(
+        default_factory=StepsPolicy
+    )
+    momentum: BelowOne = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 5e-4
+    ema_decay: BelowOne = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    num_workers: Natural = 1
+    sync_batchnorm: bool = False
+    log_every: Count = 10
+    save_every: Count = 1000
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.subdivisions:
+            raise ValueError(
+                f"subdivisions: expected a divisor of batch_size {self.batch_size}, got {self.subdivisions}"
+            )

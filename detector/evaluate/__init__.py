@@ -1,0 +1,1 @@
+"""Metrics: a predictor over a data set."""

@@ -1,0 +1,116 @@
+"""Writes a detector in one of the formats; whether the file agrees with the weights is the gate's business."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from detector.config import ModelConfig, PreprocessConfig
+from detector.darknet import DarknetNetwork
+from detector.darknet.export import export_detector
+from detector.errors import InputError
+from detector.export.gate_data import GateData, MeasureAP50
+from detector.inference.find import LoadedDetector
+from detector.models.layers import fold_batchnorm
+from detector.runtime.onnx_graph import set_record, to_half, to_onnx
+from detector.runtime.protocol import Pixels
+from detector.runtime.record import METADATA_KEY, ExportRecord
+from detector.runtime.torch_backend import RECORD_FILE
+
+
+def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, out: Path) -> dict[str, Any]:
+    """Writes the file, in the format that its suffix tells.
+
+    Args:
+        loaded: the weights.
+        record: what the file says about itself.
+        data: for int8: images to calibrate on, and AP50 to keep.
+        out: the file.
+
+    Returns:
+        what is worth noting about it.
+
+    Raises:
+        InputError: a part that the format does not know, or int8 without labels.
+    """
+    if out.suffix == ".torchscript":
+        return _write_script(loaded.network, record, out)
+    if out.suffix == ".cfg":
+        return _write_darknet(loaded, record.preprocess, out)
+    graph = to_onnx(
+        loaded.network,
+        record.preprocess.size_hw,
+        batch=record.batch,
+        dynamic=record.dynamic,
+        ending=None if record.suppression is None else (record.decoder, record.suppression),
+    )
+    if out.suffix == ".onnx":
+        return _write_onnx(graph, record, data, out)
+    return _write_openvino(graph, record, data, out)
+
+
+def _write_script(network: nn.Module, record: ExportRecord, out: Path) -> dict[str, Any]:
+    batch = record.batch or 2
+    example = torch.rand(batch, 3, *record.preprocess.size_hw)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TracerWarning: shapes that were read; the gate runs another size, too
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            fold_batchnorm(network).cpu(), example
+        )
+        torch.jit.save(traced, str(out), _extra_files={RECORD_FILE: record.to_json()})
+    return {}
+
+
+def _write_darknet(loaded: LoadedDetector, preprocess: PreprocessConfig, out: Path) -> dict[str, Any]:
+    assert isinstance(loaded.model, ModelConfig)
+    exported = export_detector(loaded.network, loaded.model, preprocess)  # type: ignore[arg-type]
+    write_darknet(exported, loaded.class_names, out)
+    return {}
+
+
+def write_darknet(network: DarknetNetwork, class_names: Sequence[str], out: Path) -> None:
+    """Writes OUT (.cfg), and .weights and .names beside it. Raises: InputError: it cannot be written."""
+    out.write_text(network.cfg_text, encoding="utf-8")
+    network.save_weights(out.with_suffix(".weights"))
+    out.with_suffix(".names").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+
+
+def _write_onnx(graph: onnx.ModelProto, record: ExportRecord, data: GateData, out: Path) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    if record.precision == "fp16":
+        graph = to_half(graph)
+    elif record.precision == "int8":
+        from detector.export.quantize import quantize
+
+        graph, notes = quantize(graph, *_budget(record, data))
+    set_record(graph, record.to_json())
+    onnx.save(graph, str(out))
+    return notes
+
+
+def _write_openvino(graph: onnx.ModelProto, record: ExportRecord, data: GateData, out: Path) -> dict[str, Any]:
+    import openvino
+
+    from detector.runtime.openvino_backend import read_model
+
+    model = read_model(graph.SerializeToString())
+    notes: dict[str, Any] = {}
+    if record.precision == "int8":
+        from detector.export.quantize import quantize
+
+        model, notes = quantize(model, *_budget(record, data))
+    model.set_rt_info(record.to_json(), [METADATA_KEY, "record"])
+    openvino.save_model(model, str(out), compress_to_fp16=record.precision == "fp16")
+    return notes
+
+
+def _budget(record: ExportRecord, data: GateData) -> tuple[Pixels, int, MeasureAP50, float]:
+    if data.measure is None:
+        raise InputError("--precision int8: needs --data PATH, labelled images to measure AP50 on")
+    return data.images, data.num_images, data.measure, record.gate["tolerances"]["ap50"]

@@ -1,0 +1,157 @@
+"""Layer by layer: which module of a network is the first whose output an export does not give.
+
+Legend: B images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detector.darknet import load_darknet
+from detector.darknet.export import convolution_paths
+from detector.models.detector import Detector
+from detector.models.layers import fold_batchnorm
+from detector.runtime.onnx_graph import ends_of_modules
+from detector.runtime.protocol import Pixels, relative_difference, to_planes
+from detector.runtime.torch_backend import load_script
+from detector.structures import Floats
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one module of the network took and gave for the pictures of a comparison."""
+
+    inputs: tuple[Tensor, ...]
+    output: Floats
+
+
+def run_layers(network: nn.Module, pictures: Pixels) -> dict[str, Layer]:
+    """Inputs and output of every module that gives one tensor, by its path, in the order in which they end.
+
+    Modules that are used more than once are left out: it cannot be told which use is meant.
+
+    Args:
+        network: is copied; normalisation is folded as in the exports.
+        pictures: (B, H, W, 3) uint8.
+    """
+    folded = fold_batchnorm(network).cpu()
+    layers: dict[str, Layer] = {}
+    calls: Counter[str] = Counter()
+
+    taken: dict[str, tuple[Tensor, ...]] = {}
+
+    def take(path: str, inputs: tuple[Any, ...]) -> None:
+        if all(isinstance(value, Tensor) for value in inputs):
+            taken[path] = tuple(value.clone() for value in inputs)  # activations work in place, so copies are kept
+
+    def give(path: str, output: Any) -> None:
+        calls[path] += 1
+        if path in taken and isinstance(output, Tensor):
+            layers[path] = Layer(taken[path], output.numpy().copy())
+
+    for path, module in folded.named_modules():
+        if path:
+            module.register_forward_pre_hook(lambda _, inputs, path=path: take(path, inputs))
+            module.register_forward_hook(lambda _, __, output, path=path: give(path, output))
+    with torch.no_grad():
+        folded(torch.from_numpy(to_planes(pictures)))
+    return {path: layer for path, layer in layers.items() if calls[path] == 1}
+
+
+def first_difference(
+    expected: Mapping[str, Layer], given: Mapping[str, Floats], tolerance: float
+) -> dict[str, Any] | None:
+    """The first module whose output is out of tolerance; None = all that both know agree.
+
+    Args:
+        expected: from `run_layers`, in the order of computation.
+        given: outputs of the export by the same paths.
+        tolerance: see `Tolerances.maps`.
+    """
+    for path, layer in expected.items():
+        if path in given:
+            difference = relative_difference(layer.output, given[path])
+            if not difference <= tolerance:
+                return {"layer": path, "difference": difference, "shape": list(layer.output.shape)}
+    return None
+
+
+def run_export_layers(
+    path: Path, network: nn.Module, pictures: Pixels, reference: Mapping[str, Layer]
+) -> dict[str, Floats]:
+    """What the modules of a network give in an exported file, by the modules' paths.
+
+    Args:
+        path: .onnx, .xml, .torchscript or .cfg.
+        network: that was exported.
+        pictures: (B, H, W, 3) uint8.
+        reference: of the network; for TorchScript each module is run on the inputs noted there.
+    """
+    if path.suffix == ".onnx":
+        return _onnx_layers(path, pictures)
+    if path.suffix == ".xml":
+        return _openvino_layers(path, pictures)
+    if path.suffix == ".torchscript":
+        return _script_layers(path, reference)
+    return _darknet_layers(path, network, pictures)
+
+
+def _onnx_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+    import onnx
+
+    from detector.runtime.onnxruntime_backend import OnnxRuntime
+
+    model = onnx.load(path)
+    values = ends_of_modules((node.name, node.output[0]) for node in model.graph.node)
+    known = {output.name for output in model.graph.output}
+    for name in dict.fromkeys(values.values()):
+        if name not in known:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    names = [output.name for output in model.graph.output]
+    outputs = dict(zip(names, OnnxRuntime(model.SerializeToString(), batch=None).run(pictures), strict=True))
+    return {path: outputs[name] for path, name in values.items()}
+
+
+def _openvino_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+    import openvino
+
+    from detector.runtime.openvino_backend import OpenVinoRuntime, read_model
+
+    model = read_model(path)
+    nodes = [(node.get_friendly_name(), node) for node in model.get_ordered_ops() if "/" in node.get_friendly_name()]
+    ends = ends_of_modules(nodes)
+    last_of = {path: node.get_friendly_name() for path, node in ends.items()}
+    unique = {node.get_friendly_name(): node for node in ends.values()}
+    model = openvino.Model([node.output(0) for node in unique.values()], model.get_parameters(), "layers")
+    outputs = dict(zip(unique, OpenVinoRuntime(model, batch=None).run(pictures), strict=True))
+    return {path: outputs[name] for path, name in last_of.items()}
+
+
+def _script_layers(path: Path, reference: Mapping[str, Layer]) -> dict[str, Floats]:
+    modules = dict(load_script(path)[0].named_modules())
+    outputs = {}
+    with torch.no_grad():
+        for name, layer in reference.items():
+            # Tracing leaves nothing of an identity but its name.
+            if name in modules and modules[name].original_name != "Identity":
+                outputs[name] = modules[name](*layer.inputs).numpy().copy()
+    return outputs
+
+
+def _darknet_layers(path: Path, network: nn.Module, pictures: Pixels) -> dict[str, Floats]:
+    assert isinstance(network, Detector)
+    written = load_darknet(path, path.with_suffix(".weights"), cpu_parity=False)
+    with torch.no_grad():
+        every = written(torch.from_numpy(to_planes(pictures)), all_layers=True)
+    sections = [output for output, kind in zip(every, written.kinds, strict=True) if kind == "convolutional"]
+    paths = convolution_paths(network)
+    # The section of SAM's convolution holds its sigmoid as well, our module does not.
+    pairs = [pair for pair in zip(paths, sections, strict=True) if not pair[0].endswith(".gate")]
+    return {name: output.numpy() for name, output in pairs}

@@ -1,0 +1,198 @@
+"""From a loaded detector to a runtime that computes it: by its file, by name, or the quickest on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from detector.checkpoint import write_atomically
+from detector.errors import InputError
+from detector.inference.find import Loaded, LoadedDetector, LoadedExport, identity
+from detector.runtime.formats import format_of
+from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
+from detector.runtime.threads import cpu_name, usable_cpus
+
+WARM_UP_ROUNDS = 3
+MEASURED_ROUNDS = 15
+
+MAP_TOLERANCE = {"torch": 1e-4, "onnxruntime": 1e-4, "openvino": 1e-4, "opencv": 1e-3, "openvino-bf16": 0.1}
+"""Of raw maps, relative to the largest value. OpenCV sums some convolutions by Winograd's formula."""
+LOW_PRECISION_TOLERANCE = 0.3
+"""Of raw maps of files in fp16 or int8, between libraries."""
+
+
+def open_runtime(
+    loaded: Loaded,
+    backend: str | None = None,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    streams: int = 1,
+) -> Runtime:
+    """Prepares a detector to run.
+
+    Weights are converted in memory where the backend is not PyTorch, and the result is compared with PyTorch's.
+
+    Args:
+        loaded: weights or an exported file.
+        backend: one of BACKENDS; "auto" = the quickest (see `quickest_backend`); None = "torch" for weights, the
+            library of its format for an exported file.
+        device: for PyTorch, such as "cuda:0".
+        threads: None = all usable processors.
+        streams: for OpenVINO: pictures that are computed side by side, when as many threads call it.
+
+    Raises:
+        InputError: the backend cannot open this, or does not agree with PyTorch (of an exported file: with the library
+            that ran when it was written).
+    """
+    possible = possible_backends(loaded)
+    if backend == "auto":
+        backend = quickest_backend(loaded, possible, threads=threads) if device == "cpu" else "torch"
+    backend = backend or possible[0]
+    if backend not in possible:
+        raise InputError(f"--backend {backend}: cannot run {loaded.path}; possible are auto, {', '.join(possible)}")
+    if device != "cpu" and not backend.startswith("torch"):
+        raise InputError(f"--backend {backend}: runs on the CPU only, not on {device}")
+    if isinstance(loaded, LoadedExport):
+        runtime = _open_file(loaded, backend, threads, streams)
+        if backend != possible[0] and loaded.record.suppression is None:  # the gate ran only the first
+            tolerance = MAP_TOLERANCE[backend] if loaded.record.precision == "fp32" else LOW_PRECISION_TOLERANCE
+            _require_agreement(_open_file(loaded, possible[0], threads, 1), runtime, loaded, tolerance)
+        return runtime
+    assert isinstance(loaded, LoadedDetector)
+    return _open_weights(loaded, backend, device, threads, streams)
+
+
+def possible_backends(loaded: Loaded) -> tuple[str, ...]:
+    """The names of the backends that can run this, the one to take when none is named first."""
+    if isinstance(loaded, LoadedDetector):
+        return BACKENDS
+    assert isinstance(loaded, LoadedExport)
+    exported = format_of(loaded.path)
+    assert exported is not None, "load_any goes by the suffix"
+    names = exported.backends
+    if names[0] == "openvino" and loaded.record.precision == "int8" and computes_in_bf16():
+        return ("openvino-bf16", "openvino")  # what is not in INT8 is quicker so
+    return names if loaded.record.suppression is None else tuple(name for name in names if name != "opencv")
+
+
+def _open_file(loaded: LoadedExport, backend: str, threads: int | None, streams: int) -> Runtime:
+    if backend == "torch":
+        from detector.runtime.torch_backend import TorchScriptRuntime
+
+        return TorchScriptRuntime(loaded.path, batch=loaded.record.batch)
+    return _open_graph(loaded.path, backend, batch=loaded.record.batch, threads=threads, streams=streams)
+
+
+def _open_graph(model: Path | bytes, backend: str, *, batch: int | None, threads: int | None, streams: int) -> Runtime:
+    if backend == "onnxruntime":
+        from detector.runtime.onnxruntime_backend import OnnxRuntime
+
+        return OnnxRuntime(model, batch=batch, threads=threads)
+    if backend == "opencv":
+        from detector.runtime.opencv_backend import OpenCvRuntime
+
+        return OpenCvRuntime(model, batch=batch, threads=threads)
+    from detector.runtime.openvino_backend import OpenVinoRuntime
+
+    return OpenVinoRuntime(model, batch=batch, bf16=backend == "openvino-bf16", threads=threads, streams=streams)
+
+
+def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: int | None, streams: int) -> Runtime:
+    from detector.runtime.torch_backend import TorchRuntime
+
+    if backend.startswith("torch"):
+        torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
+        return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
+    runtime = _open_graph(loaded.onnx, backend, batch=1, threads=threads, streams=streams)
+    _require_agreement(TorchRuntime(loaded.network), runtime, loaded, MAP_TOLERANCE[backend])
+    return runtime
+
+
+def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tolerance: float) -> None:
+    """Compares the raw maps of a random picture. Raises: InputError: they differ by more than the tolerance."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+    difference = max(map(relative_difference, reference.run(picture), runtime.run(picture)))
+    if not difference <= tolerance:
+        raise InputError(
+            f"--backend {runtime.name}: refused, its raw maps differ from those of {reference.name} by "
+            f"{difference:.1e} of their largest value (at most {tolerance:g})"
+        )
+
+
+def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
+    """Measures the backends in turns, one picture at a time, and remembers the quickest for this file and machine.
+
+    bfloat16 takes part only where the processor computes in it. What cannot be opened does not take part. The answer
+    is kept in ~/.cache/detector/backends.json (or $XDG_CACHE_HOME) until the file, the processor, the number of
+    threads or a library changes.
+
+    Raises:
+        InputError: not one backend can run it.
+    """
+    key = _cache_key(loaded, possible, threads)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detector" / "backends.json"
+    known = _read_cache(cache)
+    if known.get(key) in possible:
+        return known[key]
+    median_ms = measure_backends(loaded, possible, threads=threads)
+    if not median_ms:
+        raise InputError(f"--backend auto: none of {', '.join(possible)} can run {loaded.path}")
+    best = min(median_ms, key=lambda name: median_ms[name])
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        write_atomically(cache, json.dumps({**known, key: best}, indent=2).encode())
+    return best
+
+
+def measure_backends(
+    loaded: Loaded, names: Sequence[str], *, threads: int | None = None, rounds: int = MEASURED_ROUNDS
+) -> dict[str, float]:
+    """Median milliseconds of one picture for each backend that opens and runs, taken in turns."""
+    runtimes: dict[str, Runtime] = {}
+    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+    for name in names:
+        if name.endswith("-bf16") and not computes_in_bf16():
+            continue
+        with suppress(Exception):  # whatever the library raises: it does not take part
+            runtime = open_runtime(loaded, name, threads=threads)
+            runtime.run(picture)
+            runtimes[name] = runtime
+    seconds: dict[str, list[float]] = {name: [] for name in runtimes}
+    for turn in range(WARM_UP_ROUNDS + rounds):
+        for name, runtime in runtimes.items():
+            started = time.perf_counter()
+            runtime.run(picture)
+            if turn >= WARM_UP_ROUNDS:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * median(times) for name, times in seconds.items()}
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _cache_key(loaded: Loaded, possible: Sequence[str], threads: int | None) -> str:
+    """Changes with whatever may change the answer."""
+    libraries = []
+    for name in ("torch", "onnxruntime", "openvino", "opencv-python"):
+        with suppress(PackageNotFoundError):
+            libraries.append(f"{name} {version(name)}")
+    return "; ".join([identity(loaded), cpu_name(), f"{threads or usable_cpus()} threads", *libraries, *possible])
+
+
+def _read_cache(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,193 @@
+"""Predictor: images in, detections in those images' pixels out. Evaluation, demo and users all take this path."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from detector.config import PreprocessConfig
+from detector.errors import InputError
+from detector.inference.backends import open_runtime
+from detector.inference.build import DetectorModel, build_decoder
+from detector.inference.find import Loaded, load_any, load_detector
+from detector.postprocess import Decoder, Thresholds, postprocess
+from detector.preprocess import ImageFit, fit_image
+from detector.runtime.protocol import Pixels, Runtime, ends_in_boxes
+from detector.runtime.record import ExportRecord
+from detector.structures import Detections, Floats, Image
+
+
+class Predictor:
+    """A detector ready for use, from any number of threads at once.
+
+    Args:
+        model: our weights file (config, class names and preprocessing come from the file alone), an exported file, or
+            a Darknet cfg.
+        weights: the weights of a cfg; None = the .weights file of the same name beside it.
+        backend: what computes the network, see `detector.runtime.protocol.BACKENDS`; "auto" = the quickest on this
+            machine, measured once; None = PyTorch for weights, the library of its format for an exported file.
+        score_threshold, nms_threshold, max_detections: see `Thresholds`.
+        device: for PyTorch, such as "cpu" or "cuda:0".
+
+    An exported file that ends in boxes has already suppressed by its own thresholds; of the boxes it leaves, those
+    that score above `score_threshold` are returned.
+
+    Raises:
+        InputError: the file is missing, damaged or not a detector's, the backend cannot run it, or a threshold is out
+            of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        weights: str | Path | None = None,
+        *,
+        backend: str | None = None,
+        score_threshold: float = Thresholds.score_threshold,
+        nms_threshold: float = Thresholds.nms_threshold,
+        max_detections: int = Thresholds.max_detections,
+        device: str = "cpu",
+    ) -> None:
+        thresholds = Thresholds(score_threshold, nms_threshold, max_detections)
+        loaded = load_any(model) if weights is None else load_detector(model, weights)
+        self._set_up(
+            open_runtime(loaded, backend, device=device),
+            loaded.decoder,
+            loaded.preprocess,
+            loaded.class_names,
+            thresholds,
+        )
+
+    def _set_up(
+        self,
+        runtime: Runtime,
+        decoder: Decoder,
+        preprocess: PreprocessConfig,
+        class_names: tuple[str, ...],
+        thresholds: Thresholds,
+    ) -> None:
+        self.runtime = runtime
+        self.decoder = decoder
+        self.preprocess = preprocess
+        self.class_names = class_names
+        self.thresholds = thresholds
+        self._local = threading.local()  # each thread's own buffer for the network's input
+
+    @classmethod
+    def from_loaded(
+        cls,
+        loaded: Loaded,
+        thresholds: Thresholds = Thresholds(),
+        *,
+        backend: str | None = None,
+        device: str = "cpu",
+        streams: int = 1,
+    ) -> Predictor:
+        """A predictor for what `detector.inference.find.find_model` found.
+
+        Arguments and errors as above; with OpenVINO `streams` images are computed side by side when as many threads
+        call it, which takes longer for each and less for all.
+        """
+        return cls.from_runtime(open_runtime(loaded, backend, device=device, streams=streams), loaded, thresholds)
+
+    @classmethod
+    def from_runtime(
+        cls, runtime: Runtime, loaded: Loaded | ExportRecord, thresholds: Thresholds = Thresholds()
+    ) -> Predictor:
+        """A predictor for a network that is ready to run, described by what was opened or by an export's record."""
+        self = cls.__new__(cls)
+        self._set_up(runtime, loaded.decoder, loaded.preprocess, loaded.class_names, thresholds)
+        return self
+
+    @classmethod
+    def from_network(
+        cls,
+        network: nn.Module,
+        model: DetectorModel,
+        preprocess: PreprocessConfig,
+        thresholds: Thresholds = Thresholds(),
+    ) -> Predictor:
+        """A predictor for a network in memory, which is copied and left as it is."""
+        from detector.runtime.torch_backend import TorchRuntime
+
+        self = cls.__new__(cls)
+        runtime = TorchRuntime(network, device=next(network.parameters()).device)
+        self._set_up(runtime, build_decoder(model, network), preprocess, model.class_names, thresholds)
+        return self
+
+    def predict(self, image_rgb: Image) -> Detections:
+        """Detections in one picture.
+
+        Args:
+            image_rgb: (H, W, 3) uint8 RGB of any size.
+
+        Returns:
+            boxes in pixels of this picture, clipped to it, best first.
+
+        Raises:
+            InputError: not such an array.
+        """
+        return self.predict_batch([image_rgb])[0]
+
+    def predict_batch(self, images_rgb: Sequence[Image], *, darknet_ranks: bool = False) -> list[Detections]:
+        """Detections in several pictures, which may differ in size; one forward pass.
+
+        Args:
+            images_rgb: as in `predict`.
+            darknet_ranks: fill `Detections.darknet_ranks`.
+        """
+        if not images_rgb:
+            return []
+        pixels, records = self.fit(images_rgb)
+        found = self.decode(self.runtime.run(pixels), len(records), darknet_ranks=darknet_ranks)
+        return [
+            replace(each, boxes_xyxy=record.to_original(each.boxes_xyxy))
+            for each, record in zip(found, records, strict=True)
+        ]
+
+    def fit(self, images_rgb: Sequence[Image]) -> tuple[Pixels, list[ImageFit]]:
+        """The network's input for some pictures, (B, H, W, 3), and how each was fitted.
+
+        The array is this thread's buffer: it holds until the thread's next call.
+        """
+        settings, count = self.preprocess, len(images_rgb)
+        buffer: Pixels | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < count:
+            buffer = self._local.buffer = np.empty((count, *settings.size_hw, 3), np.uint8)
+        records = []
+        for image, row in zip(images_rgb, buffer, strict=False):
+            _check_image(image)
+            fitted = fit_image(
+                image, settings.size_hw, letterbox=settings.letterbox, align_corners=settings.align_corners, out=row
+            )
+            records.append(fitted[1])
+        return buffer[:count], records
+
+    def decode(self, outputs: Sequence[Floats], batch: int, *, darknet_ranks: bool = False) -> list[Detections]:
+        """Detections of each image in pixels of the network's input, from the outputs of the runtime."""
+        if ends_in_boxes(outputs):
+            return self._split(outputs, batch)
+        return postprocess(outputs, self.decoder, self.thresholds, darknet_ranks=darknet_ranks)
+
+    def _split(self, outputs: Sequence[Floats], batch: int) -> list[Detections]:
+        """Boxes of all images together -> those of each image."""
+        boxes, scores, labels, image = outputs
+        results = []
+        for index in range(batch):
+            rows = np.flatnonzero((image == index) & (scores > self.thresholds.score_threshold))
+            rows = rows[: self.thresholds.max_detections]
+            results.append(Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64)))
+        return results
+
+
+def _check_image(image: Image) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise InputError(f"predict: expected an RGB picture as uint8 array (H, W, 3), got {given}")
+    if image.size == 0:
+        raise InputError(f"predict: expected a picture with pixels, got the shape {image.shape}")

@@ -1,0 +1,115 @@
+"""The page of a detector's run: curves, classes, worst images, anchors, label suspects."""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from detector.config import DetectConfig, to_yaml
+from detector.data.dataset import DetectionDataset, describe
+from detector.evaluate.confusion import Mistakes, count_mistakes
+from detector.evaluate.detection import Evaluation
+from detector.evaluate.table import metrics_table
+from detector.inference.predictor import Predictor
+from detector.postprocess import Decoder
+from detector.report.evaluation import BACKGROUND, CONFUSION_TITLE, worst_images
+from detector.report.html import curves_section, heading, images_section, png, section, svg, text_section, write_page
+from detector.report.label_audit import LabelAudit, Suspect, audit_labels
+from detector.report.plots import plot_bars, plot_confusion, plot_precision_recall
+
+NUM_WORST = 8
+
+
+def write_run_report(
+    path: Path,
+    config: DetectConfig,
+    predictor: Predictor,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    evaluation: Evaluation,
+    *,
+    progress: bool = False,
+) -> None:
+    """Audits the labels of `train_set` and writes the report.
+
+    Args:
+        path: of the HTML; metrics.jsonl is read beside it.
+        config: of the run.
+        predictor: with the thresholds of the evaluation.
+        train_set: whose labels are audited.
+        val_set: that was evaluated.
+        evaluation: of the predictor on `val_set`.
+        progress: show bars on stderr.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    metrics = evaluation.compute()
+    mistakes = count_mistakes(val_set, evaluation.results)
+    audit = audit_labels(predictor, train_set, progress=progress)
+    shown = {"AP50": "ap50", "AP (0.50:0.95)": "ap", "AP75": "ap75", "AR100": "ar100"}
+    table = f"<pre>{html.escape(metrics_table(metrics))}</pre>"
+    sections = [
+        heading(path.parent.name, {title: metrics[key] for title, key in shown.items()}),
+        curves_section(path.parent / "metrics.jsonl", {"AP50": "ap50", "AP": "ap"}),
+        section(
+            f"Per class ({val_set.name}, {len(val_set)} images)",
+            f"{table}<div class=row>{_plots(evaluation, mistakes, val_set.class_names)}</div>",
+        ),
+        images_section(
+            "Images with the most mistakes (left labels, right detections above 0.25)",
+            worst_images(evaluation, mistakes, val_set, NUM_WORST),
+            wide=True,
+        ),
+        _anchors(predictor.decoder, audit),
+        _label_suspects(audit),
+        text_section("Data", f"{describe(train_set)}\n{describe(val_set)}"),
+        text_section("Config", to_yaml(config)),
+    ]
+    write_page(path, sections)
+
+
+def _plots(evaluation: Evaluation, mistakes: Mistakes, class_names: tuple[str, ...]) -> str:
+    recall, precision = evaluation.coco.precision_recall()
+    names = [*class_names, BACKGROUND]
+    return png(lambda file: plot_precision_recall(file, recall, precision, class_names)) + png(
+        lambda file: plot_confusion(file, mistakes.confusion, names, title=CONFUSION_TITLE)
+    )
+
+
+def _anchors(decoder: Decoder, audit: LabelAudit) -> str:
+    """Which anchors and scales found the objects of the training images."""
+    scales = [anchors_wh.tolist() for anchors_wh in decoder.anchors_wh]
+    anchors = [f"{width:g}x{height:g}" for scale in scales for width, height in scale]
+    counts = [audit.answers.get(number, 0) for number in range(len(anchors))]
+    plot = svg(
+        lambda file: plot_bars(
+            file, anchors, {"objects found": counts}, title="Which anchor found them", ylabel="objects"
+        )
+    )
+    text = f"{sum(counts)} objects of {audit.num_images} training images were found."
+    ends = list(itertools.accumulate(len(scale) for scale in scales))
+    for stride, scale, end in zip(decoder.strides, scales, ends, strict=True):
+        text += f" At stride {stride}: {sum(counts[end - len(scale) : end])}."
+    return section("Which anchors and scales answered", f"<p>{text}</p><div class=row>{plot}</div>")
+
+
+def _label_suspects(audit: LabelAudit) -> str:
+    return _suspects(
+        "Label suspects: objects whose loss stays high",
+        f"Of the {audit.num_images} training images that were looked at ({audit.num_unreadable} unreadable). "
+        "Labels are white, the suspect coloured; the number is minus the logarithm of the score with which its own "
+        "class covers it (4.6 = not found), from 1.4, a score of 0.25, on.",
+        audit.hard,
+    ) + _suspects(
+        "Label suspects: detections that look like missing labels",
+        "Score above 0.5, and no label overlaps by 0.3. The number is the score.",
+        audit.missing,
+    )
+
+
+def _suspects(title: str, text: str, suspects: Sequence[Suspect]) -> str:
+    images = [(each.image, f"{each.image_id}: {each.class_name} {each.value:.2f}") for each in suspects]
+    return images_section(title, images, text=text)

@@ -1,0 +1,46 @@
+"""The one table of the formats that detectors are exported to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of exported file.
+
+    Attributes:
+        suffix: of the file that is named; it tells the format.
+        beside: suffixes of what is written beside it.
+        precisions: what its weights can be stored in.
+        backends: which of ours open it, the usual one first; none for a Darknet cfg, which is opened like weights.
+    """
+
+    suffix: str
+    beside: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ("fp32",)
+    backends: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format(
+        ".onnx",
+        precisions=("fp32", "fp16", "int8"),
+        backends=("onnxruntime", "openvino", "openvino-bf16", "opencv"),
+    ),
+    "openvino": Format(
+        ".xml",
+        beside=(".bin",),
+        precisions=("fp32", "fp16", "int8"),
+        backends=("openvino", "openvino-bf16"),
+    ),
+    "torchscript": Format(".torchscript", backends=("torch",)),
+    "darknet": Format(".cfg", beside=(".weights", ".names")),
+}
+
+
+def format_of(path: str | Path) -> Format | None:
+    """The format of an exported file, by its suffix; None for weights and for a Darknet cfg."""
+    suffix = Path(path).suffix
+    return next((one for one in FORMATS.values() if one.suffix == suffix and one.backends), None)

@@ -1,0 +1,1 @@
+"""Training: the loop, its state, and what a detector's or a classifier's run needs."""

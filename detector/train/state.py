@@ -1,0 +1,167 @@
+"""The state of a run: made, saved, and restored so that training goes on bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from detector.config import RunConfig, to_yaml
+from detector.errors import InputError
+from detector.inference.build import build_network
+from detector.train.distributed import Ranks
+from detector.train.ema import ExponentialMovingAverage
+from detector.train.optim import build_optimizer
+
+
+@dataclass
+class RunState:
+    """All that changes while training; what is saved is enough to resume bit for bit.
+
+    Attributes:
+        network, optimizer, ema: being trained; ema is None without averaging.
+        step: optimiser steps done.
+        best: the best value of the chosen metric so far.
+        window: sums of the loss terms since the last log line; empty right after it.
+        window_steps: how many steps they are summed over.
+        evaluated: whether the evaluation that falls on this step, if any, is done.
+        notes: what else of the data must not change when the run goes on (a classifier's class names).
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.SGD
+    ema: ExponentialMovingAverage | None
+    step: int = 0
+    best: float = -1.0
+    window: list[float] = field(default_factory=list)
+    window_steps: int = 0
+    evaluated: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def evaluated_network(self) -> nn.Module:
+        """The averaged network where there is one, else the network itself."""
+        return self.ema.average if self.ema is not None else self.network
+
+    def restart_average(self, config: RunConfig) -> None:
+        """Starts the average anew from the network's present weights."""
+        decay = config.train.ema_decay
+        self.ema = ExponentialMovingAverage(self.network, decay) if decay else None
+
+
+def save_weights(path: Path, config: RunConfig, state: RunState, metrics: dict[str, Any]) -> None:
+    """Writes what it takes to predict, and where it comes from. Raises: InputError."""
+    info = {**state.notes, "step": state.step, "metrics": metrics, "config": to_yaml(config)}
+    tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def save_state(path: Path, config: RunConfig, state: RunState) -> None:
+    """Writes what it takes to go on training. Raises: InputError."""
+    tensors = {f"model.{name}": value for name, value in state.network.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{name}": value for name, value in state.ema.average.state_dict().items()}
+    for name, parameter in state.network.named_parameters():
+        buffer = state.optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer
+    info = {
+        **state.notes,
+        "step": state.step,
+        "best": state.best,
+        "window": state.window,
+        "window_steps": state.window_steps,
+        "evaluated": state.evaluated,
+        "config": to_yaml(config),
+    }
+    save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
+
+
+def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str, Any] | None = None) -> RunState:
+    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for.
+
+    Rank 0 reads and writes the files; the others get its state.
+    """
+    state = fresh_state(config, ranks.device)
+    state.notes = notes or {}
+    problem = ""
+    if ranks.first:
+        try:
+            _open_run_dir(state, config, resume=resume)
+        except InputError as error:
+            problem = str(error)
+    problem = ranks.agree(problem)
+    if problem:
+        raise InputError(problem)
+    _share(state, ranks)
+    return state
+
+
+def fresh_state(config: RunConfig, device: torch.device) -> RunState:
+    """The state before the first step."""
+    torch.manual_seed(config.train.seed)
+    network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
+    network.train()
+    state = RunState(network, build_optimizer(network, config.train), ema=None)
+    state.restart_average(config)
+    return state
+
+
+def _share(state: RunState, ranks: Ranks) -> None:
+    """Gives all ranks the state of rank 0."""
+    counters = ranks.agree((state.step, state.best, state.window, state.window_steps, state.evaluated))
+    state.step, state.best, state.window, state.window_steps, state.evaluated = counters
+    ranks.copy_first(state.network.state_dict().values())
+    if state.ema is not None:
+        ranks.copy_first(state.ema.average.state_dict().values())
+    if state.step == 0:
+        return
+    for parameter in state.network.parameters():
+        buffer = state.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        ranks.copy_first([buffer])
+
+
+def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
+    """Restores what the run's folder holds, or makes it ready for a new run. Raises: InputError."""
+    run_dir = Path(config.run_dir or "")
+    for half in run_dir.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
+        half.unlink(missing_ok=True)
+    last = run_dir / "last.safetensors"
+    if last.exists() and not resume:
+        raise InputError(
+            f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place"
+        )
+    if last.exists():
+        _restore(state, load_checkpoint(last), config, last)
+    else:
+        best = run_dir / "best.safetensors"
+        if best.exists() and not resume:
+            raise InputError(f"{best}: is there without its run; move it, or take another place with run_dir=PATH")
+        # Of a run that was killed before its first checkpoint; its best weights are written over in time.
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
+
+
+def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: Path) -> None:
+    if checkpoint.model != config.model:
+        raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
+    for name, value in state.notes.items():
+        if checkpoint.info.get(name, value) != value:
+            raise InputError(f"{path}: was trained with other {name.replace('_', ' ')} than the data have now")
+    state.network.load_state_dict(checkpoint.group("model"))
+    if state.ema is not None:
+        averaged = checkpoint.group("ema")
+        if not averaged:
+            raise InputError(f"{path}: has no averaged weights; resume with train.ema_decay=0")
+        state.ema.average.load_state_dict(averaged)
+    momentum = checkpoint.group("momentum")
+    for name, parameter in state.network.named_parameters():
+        if name in momentum:
+            buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
+            state.optimizer.state[parameter]["momentum_buffer"] = buffer
+    state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
+    state.window, state.window_steps = checkpoint.info["window"], checkpoint.info["window_steps"]
+    state.evaluated = checkpoint.info["evaluated"]

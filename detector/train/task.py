@@ -1,0 +1,82 @@
+"""What the training loop asks of whatever is being learnt: a detector or a classifier.
+
+Legend: B images in a part of a batch, T loss terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from detector.structures import Image
+from detector.train.distributed import Ranks
+from detector.train.state import RunState
+
+
+class AnyBatch(Protocol):
+    """A batch as far as the training loop looks into it; the targets are the task's own."""
+
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) uint8."""
+
+    @property
+    def image_ids(self) -> list[int | str]:
+        """B names for messages."""
+
+
+Loss = Callable[[Any, Any], Tensor]
+"""(outputs of the network, batch) -> loss terms (T,); their sum is minimised."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One evaluation of the network that would be released.
+
+    Attributes:
+        metrics: the same on all ranks.
+        summary: the most important ones in a few words.
+        images: some annotated images for TensorBoard; on rank 0 only.
+        details: what the task's report is made from; on rank 0 only.
+    """
+
+    metrics: dict[str, Any]
+    summary: str
+    images: list[Image] = field(default_factory=list)
+    details: Any = None
+
+
+class Task(Protocol):
+    """Data, loss and metrics of a run.
+
+    Attributes:
+        terms: the names of the T loss terms.
+        metric: the one of `measure` that decides which weights are the best.
+        notes: what else the run's files record, and must find again when the run is resumed.
+    """
+
+    terms: tuple[str, ...]
+    metric: str
+    notes: dict[str, Any]
+
+    def describe_data(self) -> Iterable[str]:
+        """A line for each split: what is in it, and what was wrong with it."""
+
+    def batches(self, start_step: int) -> Generator[Any]:
+        """The parts of all batches that are for this rank, from `start_step` on; see `ordered_batches`."""
+
+    def build_loss(self, network: nn.Module) -> Loss:
+        """The loss for the network of the run."""
+
+    def measure(self, state: RunState, ranks: Ranks, *, progress: bool) -> Measurement:
+        """Evaluates on the validation split; the ranks share the work. Raises: InputError."""
+
+    def save_batch(self, folder: Path, batch: Any) -> None:
+        """Writes a batch so that it can be looked at. Raises: OSError."""
+
+    def write_report(self, path: Path, state: RunState, measurement: Measurement, *, progress: bool) -> None:
+        """Writes the run's page. Raises: InputError: an image cannot be read."""

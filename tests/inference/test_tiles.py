@@ -1,0 +1,141 @@
+"""Tiles: windows that cover, and objects that come out once and whole, wherever the seams run."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.errors import InputError
+from detector.inference.tiles import merge_tiles, predict_tiled, tile_windows
+from detector.structures import Detections, Image
+
+
+class Blobs:
+    """Finds the rectangles of pure colours in a picture exactly; red is class 0, green is class 1."""
+
+    nms_threshold = 0.45
+    max_detections = 100
+
+    def __init__(self, largest: int = 10_000) -> None:
+        self.largest = largest  # in larger pictures it sees nothing
+        self.shapes: list[tuple[int, ...]] = []
+
+    def predict_batch(self, images: list[Image]) -> list[Detections]:
+        self.shapes += [image.shape for image in images]
+        return [self.predict(image) for image in images]
+
+    def predict(self, image: Image) -> Detections:
+        boxes, labels = [], []
+        for label in (0, 1):
+            _, _, stats, _ = cv2.connectedComponentsWithStats((image[..., label] > 128).astype(np.uint8))
+            for x, y, width, height, _ in stats[1:]:
+                if max(image.shape) <= self.largest:
+                    boxes.append([x, y, x + width, y + height])
+                    labels.append(label)
+        scores = np.linspace(0.9, 0.5, len(boxes)).astype(np.float32)
+        return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores, np.array(labels, np.int64))
+
+
+def picture(height: int, width: int, boxes: list[tuple[int, int, int, int, int]]) -> Image:
+    image = np.zeros((height, width, 3), np.uint8)
+    for x1, y1, x2, y2, label in boxes:
+        image[y1:y2, x1:x2, label] = 255
+    return image
+
+
+def as_rows(found: Detections) -> list[tuple[int, ...]]:
+    return sorted((*map(int, box), int(label)) for box, label in zip(found.boxes_xyxy, found.labels, strict=True))
+
+
+def test_windows_cover_every_pixel_with_the_overlap_asked_for() -> None:
+    for height, width in ((100, 100), (101, 640), (333, 1000), (50, 900)):
+        seen = np.zeros((height, width), int)
+        windows = tile_windows(height, width, tile=100, overlap=0.2)
+        for x1, y1, x2, y2 in windows:
+            assert 0 <= x1 < x2 <= width
+            assert x2 - x1 == min(100, width)
+            assert y2 - y1 == min(100, height)
+            seen[y1:y2, x1:x2] += 1
+        assert seen.min() == 1
+        columns = sorted({(x1, x2) for x1, _, x2, _ in windows})
+        assert all(first[1] - second[0] >= 20 for first, second in itertools.pairwise(columns))
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(16, 0.2), (100, 1.0), (100, -0.1)])
+def test_what_makes_no_tiles_is_refused(tile: int, overlap: float) -> None:
+    with pytest.raises(InputError, match=r"--(tile|overlap) .*expected"):
+        tile_windows(500, 500, tile=tile, overlap=overlap)
+
+
+@pytest.mark.parametrize("largest", [10_000, 200], ids=["whole picture helps", "pieces only"])
+def test_objects_across_seams_come_out_once_and_whole(largest: int) -> None:
+    boxes = [
+        (10, 10, 40, 30, 0),  # inside one tile
+        (150, 60, 230, 90, 0),  # cut by a vertical seam, whole in no single tile
+        (60, 150, 90, 240, 1),  # ... by a horizontal one
+        (140, 300, 380, 330, 0),  # over three tiles
+        (330, 140, 480, 250, 1),  # over a corner of four
+        (500, 400, 590, 490, 0),
+    ]
+    predictor = Blobs(largest)
+    found = predict_tiled(predictor, picture(500, 600, boxes), tile=200, overlap=0.2)  # type: ignore[arg-type]
+    expected = sorted(boxes)
+    assert as_rows(found) == expected
+    assert predictor.shapes[-1] == (500, 600, 3), "the whole picture is looked at as well"
+
+
+def test_pieces_that_were_joined_join_each_other() -> None:
+    windows = [(x, y, x + 110, y + 110) for y in (0, 90) for x in (0, 90)]
+    whole = np.array([10, 10, 190, 190], np.float32)
+    found = []
+    for x1, y1, x2, y2 in windows:
+        piece = np.clip(whole, (x1, y1, x1, y1), (x2, y2, x2, y2)) - (x1, y1, x1, y1)
+        found.append(Detections(piece[None].astype(np.float32), np.array([0.9], np.float32), np.array([0])))
+    merged = merge_tiles(found, windows, (200, 200), nms_threshold=0.45)
+    assert as_rows(merged) == [(10, 10, 190, 190, 0)]
+
+
+def test_random_pictures_come_out_as_they_were_drawn() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        free = np.ones((700, 900), bool)
+        boxes = []
+        for _ in range(25):
+            width, height = rng.integers(5, 150, 2).tolist()
+            x, y = int(rng.integers(0, 900 - width)), int(rng.integers(0, 700 - height))
+            if free[max(y - 2, 0) : y + height + 2, max(x - 2, 0) : x + width + 2].all():
+                free[y : y + height, x : x + width] = False
+                boxes.append((x, y, x + width, y + height, int(rng.integers(2))))
+        found = predict_tiled(Blobs(), picture(700, 900, boxes), tile=256, overlap=0.2)  # type: ignore[arg-type]
+        assert as_rows(found) == sorted(boxes)
+
+
+def test_tiles_are_predicted_side_by_side_as_well() -> None:
+    boxes = [(x, y, x + 8, y + 8, 0) for x in range(2, 590, 45) for y in range(2, 490, 45)]
+    with ThreadPoolExecutor(2) as threads:
+        found = predict_tiled(Blobs(), picture(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
+    assert as_rows(found) == sorted(boxes)
+    assert len(found) > Blobs.max_detections, "the limit for one picture is for one tile"
+
+
+def test_a_small_picture_is_one_tile() -> None:
+    predictor = Blobs()
+    found = predict_tiled(predictor, picture(80, 60, [(5, 5, 20, 20, 1)]), tile=100)  # type: ignore[arg-type]
+    assert as_rows(found) == [(5, 5, 20, 20, 1)]
+    assert predictor.shapes == [(80, 60, 3)]
+
+
+def test_neighbours_of_one_class_stay_apart() -> None:
+    # two objects end to end at a seam: pieces of different heights are not joined
+    boxes = [(100, 50, 158, 60, 0), (162, 20, 260, 120, 0)]
+    found = predict_tiled(Blobs(), picture(200, 320, boxes), tile=160, overlap=0.2)  # type: ignore[arg-type]
+    assert as_rows(found) == boxes
+
+
+def test_nothing_found_is_an_empty_result() -> None:
+    merged = merge_tiles([Detections(), Detections()], [(0, 0, 10, 10), (5, 0, 15, 10)], (10, 15), nms_threshold=0.5)
+    assert merged.boxes_xyxy.shape == (0, 4)

@@ -1,0 +1,243 @@
+"""Training: exact resume, honest stops, schedule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detector.train.step import use_bf16
+
+from detector.checkpoint import load_checkpoint
+from detector.config import DetectConfig
+from detector.data.open import open_dataset
+from detector.errors import InputError
+from detector.models.layers import ConvBN
+from detector.train.ema import ExponentialMovingAverage, decay_at
+from detector.train.loop import InterruptedRunError, train
+from detector.train.optim import build_optimizer, learning_rate_at
+
+ROOT = Path(__file__).resolve().parents[2]
+Make = Callable[..., DetectConfig]
+SHORT = ["train.max_steps=6", "train.save_every=2", "train.log_every=2", "evaluate.every=3"]
+
+
+def digest(run_dir: str | None, name: str = "last.safetensors") -> str:
+    assert run_dir is not None
+    return hashlib.sha256((Path(run_dir) / name).read_bytes()).hexdigest()
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Sends this process a real SIGINT in the middle of a step."""
+    import detector.train.step as module
+
+    original, sent = module.learning_rate_at, []
+
+    def rate(at: int, config: object) -> float:
+        if at == step and not sent:
+            sent.append(at)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(at, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "learning_rate_at", rate)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_is_bit_for_bit(tiny: Make, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    options = [*SHORT, f"train.precision={precision}"]
+    straight = tiny(options, run="run")
+    metrics = train(straight)
+    assert straight.run_dir is not None
+    record = Path(straight.run_dir, "metrics.jsonl").read_text()
+    weights, best = digest(straight.run_dir), digest(straight.run_dir, "best.safetensors")
+    Path(straight.run_dir).rename(Path(straight.run_dir).with_name("first"))  # the same run_dir: it is in the config
+
+    stopped = tiny(options, run="run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(InterruptedRunError, match="step 4"):
+            train(stopped)
+    resumed = train(stopped, resume=True)
+    assert digest(stopped.run_dir) == weights
+    assert digest(stopped.run_dir, "best.safetensors") == best
+    assert Path(stopped.run_dir or "", "metrics.jsonl").read_text() == record
+    for name in ("ap", "ap50", "per_class"):
+        assert resumed[name] == metrics[name]
+
+
+def test_a_run_is_not_overwritten(tiny: Make) -> None:
+    config = tiny(["train.max_steps=1", "evaluate.every=0"])
+    train(config)
+    with pytest.raises(InputError, match="holds a run already; add --resume"):
+        train(config)
+    again = train(config, resume=True)  # finished already: evaluates only
+    assert "ap50" in again
+
+
+def test_best_weights_without_their_run_are_not_deleted(tiny: Make) -> None:
+    config = tiny(["train.max_steps=1"])
+    best = Path(config.run_dir or "") / "best.safetensors"
+    best.parent.mkdir()
+    best.write_bytes(b"precious")
+    with pytest.raises(InputError, match="is there without its run"):
+        train(config)
+    assert best.read_bytes() == b"precious"
+
+
+def test_a_picture_that_stops_the_evaluation_costs_no_training(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(tiny_data, root)
+    picture = root / "images/val_00003.jpg"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    config = tiny(["train.max_steps=2", f"data.root={root}"])
+    with pytest.raises(InputError, match=r"val_00003.jpg: is not a readable picture"):
+        train(config)
+    assert load_checkpoint(Path(config.run_dir or "") / "last.safetensors").info["step"] == 2
+    picture.write_bytes(whole)
+    assert "ap50" in train(config, resume=True)
+
+
+def test_resume_refuses_another_network(tiny: Make) -> None:
+    train(tiny(["train.max_steps=1"]))
+    with pytest.raises(InputError, match="its model section differs"):
+        train(tiny(["train.max_steps=1", "model.attention=none"]), resume=True)
+
+
+def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_batch(tiny: Make) -> None:
+    config = tiny(["train.learning_rate=1e30", "train.burn_in=0", "train.precision=fp32", "train.max_steps=9"])
+    with pytest.raises(InputError, match=r"step \d+: the first value .* is in .*, images \[\d+.*, saved in") as caught:
+        train(config)
+    (folder,) = Path(config.run_dir or "").glob("nonfinite_step_*")
+    assert str(folder) in str(caught.value)
+    saved = open_dataset(folder / "instances.json")
+    assert len(saved) == config.train.batch_size // config.train.subdivisions
+    assert set(saved.class_names) == set(config.model.class_names)
+    assert saved.read(0).image.shape[0] in {64, 96, 128}, "a size of this multi-scale run"
+
+
+def test_what_a_run_leaves_behind(trained_run: Path) -> None:
+    assert {"config.yaml", "metrics.jsonl", "last.safetensors", "best.safetensors", "report.html", "tensorboard"} == {
+        path.name for path in trained_run.iterdir()
+    }
+    lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert "val/ap50" in lines[-1]
+    checkpoint = load_checkpoint(trained_run / "last.safetensors")
+    assert checkpoint.group("momentum").keys() == {name for name, _ in _parameters(checkpoint)}
+    assert checkpoint.group("ema").keys() == checkpoint.group("model").keys()
+
+
+def _parameters(checkpoint: object) -> list[tuple[str, torch.Tensor]]:
+    from detector.models.build import build_detector
+
+    return list(build_detector(checkpoint.model).named_parameters())  # type: ignore[attr-defined]
+
+
+def test_training_learns(tiny: Make, tmp_path: Path) -> None:
+    """Eight pictures again and again: the loss falls to less than half, or the parts do not pull in one direction."""
+    config = tiny(
+        [
+            f"data.root={tmp_path / 'eight'}",
+            "data.synthetic={num_train: 8, num_val: 1, image_hw: [128, 128], seed: 0}",
+            "augment={jitter: 0.0, hue: 0.0, saturation: 1.0, exposure: 1.0, horizontal_flip: 0.0, vertical_flip: 0.0,"
+            " rotate90: 0.0, blur: 0.0, noise: 0.0, mosaic: 0.0, multi_scale: null}",
+            "train.max_steps=50",
+            "train.log_every=5",
+            "train.burn_in=5",
+            "evaluate.every=0",
+        ]
+    )
+    train(config)
+    lines = [json.loads(x) for x in Path(config.run_dir or "", "metrics.jsonl").read_text().splitlines()]
+    totals = [line["loss/total"] for line in lines if "loss/total" in line]
+    assert totals[-1] < 0.5 * totals[0], totals
+
+
+SCHEDULE_OPTIONS = ["train.policy=steps", "train.steps=[400, 450]", "train.scales=[0.1, 0.1]", "train.max_steps=500"]
+
+
+@pytest.mark.parametrize(
+    ("step", "share", "reason"),
+    [
+        (0, (1 / 100) ** 4, "burn-in starts low"),
+        (49, (50 / 100) ** 4, "burn-in, power 4"),
+        (99, 1, "burn-in is over"),
+        (398, 1, "before the first decay"),
+        (399, 0.1, "batch 400"),
+        (449, 0.01, "batch 450"),
+    ],
+)
+def test_paper_schedule(tiny: Make, step: int, share: float, reason: str) -> None:
+    config = tiny([*SCHEDULE_OPTIONS, "train.burn_in=100", "train.learning_rate=0.001"]).train
+    assert learning_rate_at(step, config) == pytest.approx(0.001 * share), reason
+
+
+def test_cosine_schedule(tiny: Make) -> None:
+    config = tiny(["train.burn_in=0", "train.max_steps=100", "train.final_scale=0.1", "train.learning_rate=1.0"]).train
+    assert learning_rate_at(49, config) == pytest.approx(0.55)
+    assert learning_rate_at(99, config) == pytest.approx(0.1)
+
+
+def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
+    network = torch.nn.Sequential(ConvBN(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
+    decayed, free = build_optimizer(network, tiny().train).param_groups
+    assert [p.ndim for p in decayed["params"]] == [4, 4]
+    assert [p.ndim for p in free["params"]] == [1, 1, 1]
+    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
+
+
+def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
+    """Without normalisation's batch statistics the parts add up to the whole; here: the loss terms they are made of."""
+    from detector.train.step import to_network_input
+
+    from detector.data.loader import training_batches
+    from detector.models.build import build_detector
+    from detector.train.detection import build_loss, open_split
+
+    sums = []
+    for parts in (1, 4):
+        config = tiny([f"train.subdivisions={parts}", "train.num_workers=0"])
+        torch.manual_seed(0)
+        network = build_detector(config.model).eval()
+        loss = build_loss(config, network)
+        loader = training_batches(open_split(config, "train"), config, start_step=0, end_step=1)
+        with torch.no_grad():
+            terms = [
+                loss(
+                    network(to_network_input(b.images, torch.device("cpu"))),
+                    b.boxes_xyxy,
+                    b.labels,
+                    batch_size=config.train.batch_size,
+                )
+                for b in loader
+            ]
+        assert len(terms) == parts
+        sums.append(float(sum(t.total() for t in terms)))
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+
+
+def test_ema_follows() -> None:
+    assert decay_at(0, 0.999) == pytest.approx(0.1)
+    assert decay_at(10**6, 0.999) == 0.999
+    network = torch.nn.BatchNorm2d(1)
+    ema = ExponentialMovingAverage(network, 0.5)
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+        network.num_batches_tracked.fill_(7)  # type: ignore[union-attr, operator]
+    ema.update(network, 10**6)
+    average = ema.average.state_dict()
+    assert average["weight"].item() == pytest.approx(2.0)  # halfway from 1 to 3
+    assert average["num_batches_tracked"].item() == 7
+
+
+def test_precision_names() -> None:
+    assert use_bf16("bf16")
+    assert not use_bf16("fp32")
+    assert isinstance(use_bf16("auto"), bool)
