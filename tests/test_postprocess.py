@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from detector.postprocess import FEW_CANDIDATES, FEW_TOGETHER, Candidates, Decoder, _suppress, postprocess
+from detector.postprocess import FEW_CANDIDATES, FEW_TOGETHER, Candidates, Decoder, Thresholds, _suppress, postprocess
 
 DECODER = Decoder((np.array([[16.0, 16.0]], np.float32),), (8,), (1.0,))
 
@@ -22,8 +22,7 @@ def put(raw: torch.Tensor, image: int, row: int, column: int, objectness: float,
 
 
 def run(raw: torch.Tensor, **options: float) -> list:  # type: ignore[type-arg]
-    settings = {"score_threshold": 0.25, "nms_threshold": 0.45, "max_detections": 100, **options}
-    return postprocess([raw.numpy()], DECODER, **settings)  # type: ignore[arg-type]
+    return postprocess([raw.numpy()], DECODER, Thresholds(**options))  # type: ignore[arg-type]
 
 
 def test_decodes_one_box_by_hand() -> None:
@@ -42,8 +41,7 @@ def test_each_scale_and_anchor_has_its_own_size() -> None:
     for raw, anchor, row, column in ((fine, 1, 1, 3), (coarse, 0, 0, 1)):
         raw[0, 6 * anchor : 6 * anchor + 4, row, column] = 0
         raw[0, 6 * anchor + 4 : 6 * anchor + 6, row, column] = 9.0 + anchor
-    settings = {"score_threshold": 0.25, "nms_threshold": 0.45, "max_detections": 100}
-    (found,) = postprocess([fine.numpy(), coarse.numpy()], decoder, **settings)  # type: ignore[arg-type]
+    (found,) = postprocess([fine.numpy(), coarse.numpy()], decoder, Thresholds())
     assert found.boxes_xyxy.tolist() == [[20, 8, 36, 16], [8, -24, 40, 40]]  # centres (28, 12), (24, 8)
     assert found.anchors is not None
     assert found.anchors.tolist() == [1, 2]
@@ -115,10 +113,9 @@ def test_suppression_by_distance_spares_boxes_whose_centres_are_apart() -> None:
     put(raw, 0, 1, 1, 0.9, [0.9, 0.01])
     put(raw, 0, 1, 2, 0.8, [0.9, 0.01])  # 8 px to the right: IoU 1/3, d / c = 64 / 832, to the power of 0.6 0.215
     by_distance = replace(DECODER, nms_beta=0.6)
-    settings = {"score_threshold": 0.25, "max_detections": 100}
-    (spared,) = postprocess([raw.numpy()], by_distance, nms_threshold=0.12, **settings)  # type: ignore[arg-type]
+    (spared,) = postprocess([raw.numpy()], by_distance, Thresholds(nms_threshold=0.12))
     assert len(spared) == 2
-    (kept,) = postprocess([raw.numpy()], by_distance, nms_threshold=0.11, **settings)  # type: ignore[arg-type]
+    (kept,) = postprocess([raw.numpy()], by_distance, Thresholds(nms_threshold=0.11))
     assert kept.scores.tolist() == pytest.approx([0.81])
 
 
@@ -170,8 +167,7 @@ def test_darknet_lists_places_by_their_last_class() -> None:
     put(raw, 1, 3, 3, 0.9, [0.8, 0.6])  # worse of the first class, better of the second: listed first
     put(raw, 1, 0, 3, 0.9, [0.004, 0.001])  # too little to exist in Darknet: all of these come last, as equals
     put(raw, 1, 3, 0, 0.9, [0.003, 0.001])
-    options = {"score_threshold": 0.002, "nms_threshold": 0.45, "max_detections": 9}
-    one, two = postprocess([raw.numpy()], DECODER, **options, darknet_ranks=True)  # type: ignore[arg-type]
+    one, two = postprocess([raw.numpy()], DECODER, Thresholds(0.002, 0.45, 9), darknet_ranks=True)
     assert one.darknet_ranks is not None
     assert two.darknet_ranks is not None
     assert one.darknet_ranks.tolist() == [0, 0]

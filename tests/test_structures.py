@@ -1,28 +1,13 @@
-"""Containers check themselves; fitting can be undone."""
+"""Containers check themselves."""
 
 import numpy as np
 import pytest
 import torch
 
-from detector.structures import Batch, Detections, ImageFit, Sample
+from detector.structures import Batch, Detections, Sample
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 NO_BOXES = np.zeros((0, 4), np.float32)
-
-
-def test_letterbox_there_by_hand_and_back() -> None:
-    record = ImageFit((100, 200), (0.5, 0.25), (10.0, 20.0))
-    boxes = np.array([[20, 40, 60, 80]], np.float32)
-    network = record.to_network(boxes)
-    assert network.tolist() == [[20, 30, 40, 40]]
-    assert record.to_original(network).tolist() == boxes.tolist()
-    assert boxes.tolist() == [[20, 40, 60, 80]]
-
-
-def test_original_boxes_are_clipped_to_the_image() -> None:
-    record = ImageFit((100, 200), (1.0, 1.0), (0.0, 0.0))
-    assert record.to_original(np.array([[-5, -5, 300, 300]], np.float32)).tolist() == [[0, 0, 200, 100]]
-    assert record.to_original(NO_BOXES).shape == (0, 4)
 
 
 def test_sample_refuses_what_does_not_fit() -> None:
@@ -44,6 +29,29 @@ def test_batch_and_detections_refuse_what_does_not_fit() -> None:
         Batch(images, [], [], [])
     with pytest.raises(ValueError, match="expected uint8"):
         Batch(images.float(), [torch.zeros(0, 4)], [torch.zeros(0)], ["a"])
-    with pytest.raises(ValueError, match="boxes_xyxy"):
-        Detections(np.zeros((2, 4), np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match=r"Batch.labels: expected int64 \(n,\), got torch.float32 \(2,\)"):
+        Batch(images, [torch.zeros(2, 4)], [torch.zeros(2)], ["a"])
+    with pytest.raises(ValueError, match=r"Batch.boxes_xyxy: expected float32 \(2, 4\), got torch.float32 \(5, 3\)"):
+        Batch(images, [torch.zeros(5, 3)], [torch.zeros(2, dtype=torch.int64)], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes_xyxy": np.zeros((1, 4), np.float32)}, r"boxes_xyxy: expected float32 \(2, 4\)"),
+        ({"labels": np.zeros(2, np.float32)}, "labels: expected int64"),
+        ({"scores": np.zeros(2)}, "scores: expected float32"),
+        ({"scores": np.array([0.1, 0.9], np.float32)}, "expected the best first"),
+        ({"anchors": np.zeros(3, np.int64)}, r"anchors: expected \(2,\), got \(3,\)"),
+    ],
+)
+def test_detections_refuse_what_does_not_fit(changes: dict[str, np.ndarray], message: str) -> None:
+    whole = {
+        "boxes_xyxy": np.zeros((2, 4), np.float32),
+        "scores": np.array([0.9, 0.1], np.float32),
+        "labels": np.zeros(2, np.int64),
+    }
+    assert len(Detections(**whole)) == 2
     assert len(Detections()) == 0
+    with pytest.raises(ValueError, match=message):
+        Detections(**{**whole, **changes})

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from detector.darknet.network import DarknetNetwork
-from detector.darknet.operations import MaxPool, Shortcut
+from detector.darknet.operations import MaxPool
 from detector.models.layers import Maxout
 
 
@@ -159,17 +158,3 @@ def complexity_table(costs: list[LayerCost], totals: Totals, held: Mapping[str, 
         f"{totals.bflops:.3f} BFLOPs, CIO {totals.cio / 1e6:.1f} M"
     )
     return "\n".join(lines)
-
-
-def section_bflops(network: DarknetNetwork) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Output shapes (C, H, W) and BFLOPs of every section, as today's Darknet prints them.
-
-    Today's program also counts a shortcut: one operation for each element of each map that it adds.
-    """
-    by_section = [0.0] * len(network.layers)
-    for cost in measure_complexity(network, (network.size_chw[1], network.size_chw[2])):
-        by_section[int(cost.name.split(".")[1])] += cost.bflops
-    for index, (layer, sources, shape) in enumerate(zip(network.layers, network.sources, network.shapes, strict=True)):
-        if isinstance(layer, Shortcut):
-            by_section[index] += (len(sources) - 1) * shape[0] * shape[1] * shape[2] / 1e9
-    return list(network.shapes), by_section

@@ -17,7 +17,6 @@ from detector.config import ModelConfig, PreprocessConfig
 from detector.darknet.cfg import format_cfg
 from detector.darknet.network import DarknetNetwork, build_darknet
 from detector.errors import InputError
-from detector.models.classifier import Classifier
 from detector.models.csp import CrossStagePartial
 from detector.models.cspdarknet import CSPDarknet53, Darknet53, ResidualBlock
 from detector.models.csppeleenet import CSPPeleeNet, Stem, TwoWayDenseLayer
@@ -172,16 +171,6 @@ def convolution_paths(network: Detector) -> list[str]:
     return body + [paths[conv] for conv in network.head.output]  # type: ignore[union-attr]
 
 
-def export_classifier(network: Classifier, size_hw: tuple[int, int]) -> DarknetNetwork:
-    """A Darknet network with the cfg and the weights of one of our classifiers. Raises: InputError."""
-    writer = CfgWriter()
-    writer.go_to(_backbone(writer, network.backbone)[-1])
-    writer.section("avgpool")
-    writer.conv(network.output, nn.Identity(), "linear")
-    writer.section("softmax", {"groups": 1})
-    return _finish(writer, {"batch": 1, "subdivisions": 1, "height": size_hw[0], "width": size_hw[1], "channels": 3})
-
-
 def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
     """The network of what was written, with the weights of the modules that it came from."""
     exported = build_darknet(format_cfg([("net", net), *writer.sections]), "the exported cfg")
@@ -189,34 +178,6 @@ def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
         target.conv.load_state_dict(source.state_dict())
         target.norm.load_state_dict(norm.state_dict())
     return exported
-
-
-def copy_classifier_weights(source: DarknetNetwork, classifier: Classifier) -> None:
-    """Fills one of our classifiers with the weights of its official cfg (csdarknet53, resnext50, mobilenet-v2, ...).
-
-    The order in which we would write the classifier is the order of the cfg: that is the whole name map. A backbone
-    that we do not write has its parts in that order anyway.
-
-    Raises:
-        InputError: a classifier of another kind; nothing is changed.
-    """
-    parts = [*_convolutions(classifier.backbone), (classifier.output, nn.Identity())]
-    convolutions = source.convolutions()
-    shapes = [tuple(conv.weight.shape) for conv, _ in parts]
-    if shapes != [tuple(layer.conv.weight.shape) for _, layer in convolutions]:
-        raise InputError(f"{source.net.where}: its convolutions are not those of this classifier")
-    for (conv, norm), (_, layer) in zip(parts, convolutions, strict=True):
-        conv.load_state_dict(layer.conv.state_dict())
-        norm.load_state_dict(layer.norm.state_dict())
-
-
-def _convolutions(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
-    """Convolutions and their normalisations in the order of a cfg."""
-    if not isinstance(backbone, WRITTEN):
-        return [(module.conv, module.norm) for module in backbone.modules() if isinstance(module, ConvBN)]
-    writer = CfgWriter()
-    _backbone(writer, backbone)
-    return writer.sources
 
 
 def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:

@@ -46,10 +46,10 @@ def random_crop(
     window = np.array([left, top, width - right, height - bottom])  # xyxy in original pixels
     if letterbox:
         window = _widen(window, size_hw)
-    return cropresize(sample, window, size_hw)
+    return crop_resize(sample, window, size_hw)
 
 
-def cropresize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
+def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
     """The part of a sample inside a window (original pixels, may stick out), resized to `size_hw`.
 
     Objects are clipped to the window; those that are hardly visible any more are left out.

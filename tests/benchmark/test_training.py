@@ -50,7 +50,7 @@ def test_random_batch_has_the_shape_of_a_part(tiny: Make) -> None:
 
 
 def test_a_benchmark_whose_network_fails_says_so(tiny: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    config = tiny(["model.scale_xy=[1.0, 1.0, 1.0]"])
+    config = tiny()
     broken = replace(config, train=replace(config.train, learning_rate=float("nan")))
     with pytest.raises(InputError, match="benchmark: "):
         training_table(broken, rounds=1)

@@ -1,16 +1,17 @@
-"""The experiment file: complete, typed, and every error names its key."""
+"""The experiment file: typed, with bases and overrides, and every error names its key."""
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from detector.config import load_config, load_run_config, to_yaml
 from detector.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,7 +30,7 @@ def test_every_run_has_a_folder_of_its_own() -> None:
 
 def test_detectors_of_the_paper_differ_in_the_network_the_size_and_the_box_loss_only() -> None:
     first = load_config(ROOT / "configs/csppelee_efm.yaml")
-    for path in (ROOT / "configs/coco").glob("*.yaml"):
+    for path in (ROOT / "configs/coco").glob("[!b]*.yaml"):
         config = load_config(path)
         for section in ("data", "augment", "train", "evaluate"):
             assert getattr(config, section) == getattr(first, section), path
@@ -54,16 +55,21 @@ def test_overrides_and_exponents() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lr=1", "unknown key 'train.lr'"),
-        ("nothing.here=1", "no section 'nothing'"),
+        ("train.lr=1", "train.lr: unknown key"),
+        ("train.max_step=1", "train.max_step: unknown key; did you mean max_steps"),
         ("train.max_steps", "expected a.b=value"),
         ("train.max_steps=soon", "train.max_steps: .*valid integer, got 'soon'"),
         ("train.max_steps='4'", "train.max_steps: .*valid integer"),
         ("train.max_steps=0", "train.max_steps: .*greater than or equal to 1, got 0"),
         ("train.subdivisions=3", "subdivisions: expected a divisor of batch_size"),
-        ("train.scales=[1.0]", "scales: expected 0"),
-        ("model.class_names=[a, a]", "each name may stand once"),
-        ("model.anchors=[[1, 2]]", "multiple of 3"),
+        ("train.policy={name: steps, scales: [1.0]}", "train.policy: scales: expected 0"),
+        ("train.policy.name=linear", "train.policy: expected a section with a name .*'steps'"),
+        ("train.policy=cosine", "train.policy: .*got 'cosine'"),
+        ("model.backbone=peleenet", "model.backbone: expected a section with a name"),
+        ("model.backbone.gamma=2", "model.backbone.gamma: .*less than 1, got 2"),
+        ("model.neck={name: gfm, attention: sam}", "model.neck.attention: unknown key"),
+        ("nothing.here=1", "nothing: unknown key"),
+        ("model.class_names=[a, a]", "expected different names"),
         ("preprocess.size_hw=[100, 96]", "multiple of 32"),
         ("augment.multi_scale={min_size: 128, max_size: 64, every: 1}", "max_size: expected at least"),
         ("loss.box=eiou", "loss.box: .*'mse'"),
@@ -79,10 +85,10 @@ def test_a_bad_value_is_named(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  seed: 0\n", "", "train.seed: missing"),
-        ("  momentum:", "  momentun:", "train.momentun: unknown key"),
+        ("data: {root: data/tiny, ", "data: {", "data.root: missing; it has no default"),
+        ("  nesterov:", "  nesterof:", "train.nesterof: unknown key; did you mean nesterov"),
         ("train:\n", "train: [\n", "not valid YAML"),
-        ("  nesterov:", "  momentum: 0.5\n  nesterov:", "'momentum' stands twice"),
+        ("  nesterov:", "  burn_in: 5\n  nesterov:", "'burn_in' appears twice"),
     ],
 )
 def test_a_damaged_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -102,23 +108,38 @@ def test_no_file_and_no_mapping(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml")
 
 
-def test_a_config_that_was_stored_before_a_field_existed_is_read() -> None:
-    from detector.config import _ADDED_LATER, parse_config_text
+def test_a_base_is_merged_key_by_key_but_another_choice_replaces_the_whole_section(tmp_path: Path) -> None:
+    (tmp_path / "middle.yaml").write_text(
+        f"base: {ROOT / 'configs/tiny.yaml'}\nmodel: {{neck: {{name: prn_3l}}}}\ntrain: {{seed: 7}}\n"
+    )
+    (tmp_path / "top.yaml").write_text("base: middle.yaml\ntrain: {policy: {final_scale: 0.5}}\n")
+    tiny, top = load_config(ROOT / "configs/tiny.yaml"), load_config(tmp_path / "top.yaml")
+    assert top.train == replace(tiny.train, seed=7, policy=replace(tiny.train.policy, final_scale=0.5))
+    assert asdict(top.model.neck) == {"name": "prn_3l"}, "efm's attention went with efm"  # type: ignore[union-attr]
+    assert top.run_dir == "weights/top"
+    other = load_config(tmp_path / "top.yaml", ["train.policy.name=poly", "train.policy.power=2"])
+    assert asdict(other.train.policy) == {"name": "poly", "power": 2.0}
 
-    config = load_config(ROOT / "configs/tiny.yaml")
-    tree = yaml.safe_load(to_yaml(config))
-    for section, fields in _ADDED_LATER.items():
-        for name in fields:
-            del tree[section][name]
-    assert parse_config_text(yaml.safe_dump(tree), "old.safetensors") == config
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "base: b.yaml", "b": "base: c.yaml", "c": "base: a.yaml"}, "a.yaml -> .*b.yaml -> .*c.yaml -> .*a.yaml"),
+        ({"a": "base: a.yaml"}, "form a circle"),
+        ({"a": "base: b.yaml", "b": "base: none.yaml"}, "a.yaml -> .*b.yaml -> .*none.yaml: no such config; check"),
+        ({"a": "base: [b.yaml]"}, "base: expected the path of one file"),
+    ],
+)
+def test_a_wrong_base_names_the_chain(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "a.yaml")
 
 
-def test_a_run_from_before_a_field_existed_goes_on_with_its_config(trained_run: Path, tmp_path: Path) -> None:
-    lines = (trained_run / "config.yaml").read_text().splitlines(keepends=True)
-    old = [line for line in lines if not line.strip().startswith(("fusion:", "squeeze_excite:", "power:"))]
-    assert len(old) == len(lines) - 3
-    (tmp_path / "config.yaml").write_text("".join(old))
-    with pytest.raises(InputError, match="missing; every field must stand in the file"):
-        load_config(tmp_path / "config.yaml")
-    (tmp_path / "last.safetensors").touch()
-    assert load_config(tmp_path / "config.yaml") == load_config(trained_run / "config.yaml")
+def test_the_recipes_of_the_paper_are_what_they_were() -> None:
+    """Every value of every config, bases and defaults included; a changed recipe changes the hash."""
+    values = {str(path.relative_to(ROOT)): asdict(load_run_config(path)) for path in CONFIGS}
+    assert len(values) == 78
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    assert digest == "f3a45c3a929cfb6b2297dea1a5a7d7f05352f01bfaa08dd41cc51a55c6091920"

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -16,9 +16,9 @@ import torch
 
 import detector.export.convert as module
 from detector.checkpoint import load_checkpoint
-from detector.config import finish_config, load_config
+from detector.config import ClassifierConfig, CSPPeleeNetConfig, build_config, load_config, parse_model_config
 from detector.darknet import load_darknet
-from detector.darknet.export import export_classifier, export_detector
+from detector.darknet.export import CfgWriter, _backbone, _finish, export_detector
 from detector.darknet.recipe import experiment_tree
 from detector.errors import InputError
 from detector.export.convert import from_darknet, partial, to_darknet
@@ -45,8 +45,9 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, attention: str, letterbox: bool) -> None:
     config = load_config(ROOT / "configs/tiny.yaml")
-    gamma, fusion = (0.5, "csp") if backbone == "csppeleenet" else (None, None)
-    model = replace(config.model, backbone=backbone, gamma=gamma, fusion=fusion, neck=neck, attention=attention)  # type: ignore[arg-type]
+    attends = {"attention": attention} if neck == "efm" else {}
+    parts = {"backbone": {"name": backbone}, "neck": {"name": neck, **attends}}
+    model = parse_model_config({**asdict(config.model), **parts}, "test")
     torch.manual_seed(0)
     network = build_detector(model)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -61,7 +62,7 @@ def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, atte
 
 def test_squeeze_and_excitation_is_not_dropped_without_a_word() -> None:
     config = load_config(ROOT / "configs/tiny.yaml")
-    model = replace(config.model, squeeze_excite=True)  # type: ignore[arg-type]
+    model = replace(config.model, backbone=CSPPeleeNetConfig("csppeleenet", squeeze_excite=True))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="does not know squeeze and excitation"):
         export_detector(build_detector(model), model, config.preprocess)  # type: ignore[arg-type]
 
@@ -106,10 +107,15 @@ def exported_classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """CSPPeleeNet as Darknet files: of our networks those without Maxout and SAM are what other programs know."""
     config = load_config(ROOT / "configs/tiny.yaml")
     torch.manual_seed(0)
-    network = build_classifier(config.model, 10)  # type: ignore[arg-type]
+    network = build_classifier(ClassifierConfig(config.model.backbone, 10))  # type: ignore[union-attr]
     with torch.no_grad():
         network.train()(torch.rand(8, 3, 64, 64))  # statistics of its own
-    exported = export_classifier(network.eval(), (64, 64))
+    writer = CfgWriter()
+    writer.go_to(_backbone(writer, network.eval().backbone)[-1])
+    writer.section("avgpool")
+    writer.conv(network.output, torch.nn.Identity(), "linear")
+    writer.section("softmax", {"groups": 1})
+    exported = _finish(writer, {"batch": 1, "subdivisions": 1, "height": 64, "width": 64, "channels": 3})
     cfg = tmp_path_factory.mktemp("export") / "x.cfg"
     cfg.write_text(exported.cfg_text)
     exported.save_weights(cfg.with_suffix(".weights"))
@@ -197,9 +203,9 @@ def test_training_from_a_cfg(tiny_data: Path, tmp_path: Path) -> None:
     network = load_darknet(tmp_path / "x.cfg")
     tree = experiment_tree(network, ("circle", "square", "triangle"))
     overrides = [f"data.root={tiny_data}", f"run_dir={tmp_path / 'run'}", "train.num_workers=0"]
-    config = finish_config(tree, tmp_path / "x.cfg", overrides)
+    config = build_config(tree, tmp_path / "x.cfg", overrides)
     assert (config.loss.box, config.loss.box_weight, config.loss.ignore_threshold) == ("ciou", 0.07, 0.6)
-    assert (config.train.max_steps, config.train.batch_size, config.train.steps) == (3, 4, (2,))
+    assert (config.train.max_steps, config.train.batch_size, config.train.policy.steps) == (3, 4, (2,))
     assert config.augment.multi_scale is not None
     assert (config.augment.multi_scale.min_size, config.augment.multi_scale.max_size) == (64, 96)
     network.save_weights(tmp_path / "start.weights")
@@ -226,7 +232,7 @@ def test_fine_tuning_reports_what_was_filled(trained_run: Path, tmp_path: Path) 
     native = load_config(ROOT / "configs/tiny.yaml").model
     bigger = build_detector(replace(native, class_names=("a", "b")))  # type: ignore[arg-type]
     matched = load_initial_weights(bigger, trained_run / "best.safetensors")
-    assert sorted(matched.fresh) == [f"head.predict.{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
+    assert sorted(matched.fresh) == [f"head.output.{i}.{kind}" for i in range(3) for kind in ("bias", "weight")]
     with pytest.raises(InputError, match="needs a model from a Darknet cfg"):
         load_initial_weights(bigger, tmp_path / "all.weights")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def test_step_sampler_splits_a_batch_into_parts() -> None:
 
 
 def batches(config: DetectConfig, start: int, end: int) -> list[Batch]:
-    return list(training_batches(open_split(config, "train"), config, start_step=start, end_step=end))
+    config = replace(config, train=replace(config.train, max_steps=end))
+    return list(training_batches(open_split(config, "train"), config, start_step=start))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -75,7 +77,6 @@ def test_another_seed_gives_other_samples(tiny: Callable[..., DetectConfig]) -> 
 def test_an_unreadable_picture_is_replaced_and_reported(
     tiny: Callable[..., DetectConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
     from detector.errors import InputError

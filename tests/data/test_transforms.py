@@ -15,11 +15,11 @@ from detector.data.transforms import (
     adjust_hsv,
     clip_objects,
     crop_resize,
-    fit_image,
     fit_sample,
     rand_scale,
     random_crop,
 )
+from detector.preprocess import fit_image
 from detector.structures import Sample
 
 AUGMENT = replace(

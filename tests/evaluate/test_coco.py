@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detector.data.dataset import DatasetBuilder
 from detector.data.open import open_dataset
 from detector.evaluate.coco import CocoEvaluator
-from detector.evaluate.confusion import ConfusionMatrix, match_detections
+from detector.evaluate.confusion import count_mistakes, match_detections
 from detector.evaluate.table import metrics_table
 from detector.report.plots import plot_confusion, plot_precision_recall
 from detector.structures import Detections
@@ -84,7 +85,7 @@ def test_equal_to_pycocotools_on_coco_itself(shared: Path, tmp_path: Path) -> No
         objects = dataset.objects(index)
         boxes = dataset.boxes_xyxy[objects] + rng.normal(0, 6, (objects.stop - objects.start, 4)).astype(np.float32)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-        scores = rng.random(len(boxes)).astype(np.float32)
+        scores = -np.sort(-rng.random(len(boxes))).astype(np.float32)  # the best first
         evaluator.update(int(image_id), Detections(boxes, scores, dataset.labels[objects]))
     (tmp_path / "results.json").write_text(json.dumps(evaluator.results()))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -114,12 +115,15 @@ def test_matching_and_confusion_by_hand(tmp_path: Path) -> None:
     matching = match_detections(boxes, detections)
     assert matching.pairs == [(0, 0), (1, 1)]
     assert (matching.missed, matching.extra) == ([2], [2, 3])
-    matrix = ConfusionMatrix(2)
-    mistakes = matrix.update(boxes, np.array([0, 0, 1]), detections)
-    assert mistakes == 1 + 2 + 1  # missed, extra, mixed up
-    assert matrix.counts.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
-    assert matrix.update(boxes[:0], np.zeros(0, np.int64), Detections()) == 0
-    plot_confusion(tmp_path / "c.png", matrix.counts, ("cat", "dog", "background"), title="Confusion")
+    builder = DatasetBuilder("two images", ("cat", "dog"), "clip")
+    for image_id in ("a", "b"):
+        builder.add_image(tmp_path / image_id, image_id=image_id, size_hw=(100, 100))
+    for box, name in zip(boxes.tolist(), ("cat", "cat", "dog"), strict=True):
+        builder.add_object(tuple(box), name, crowd=False, where="b")
+    mistakes = count_mistakes(builder.build(), [(0, Detections()), (1, detections)])
+    assert mistakes.worst == [(1 + 2 + 1, 1)]  # missed, extra, mixed up; the first image has none
+    assert mistakes.confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
+    plot_confusion(tmp_path / "c.png", mistakes.confusion, ("cat", "dog", "background"), title="Confusion")
     plot_precision_recall(tmp_path / "p.png", np.linspace(0, 1, 101), np.full((101, 2), -1.0), ("cat", "dog"))
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert (tmp_path / "p.png").stat().st_size > 5000

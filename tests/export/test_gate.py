@@ -14,12 +14,14 @@ import torch
 
 from detector.data.open import open_dataset
 from detector.errors import InputError
-from detector.export.gate import ENDINGS, Request, export
+from detector.export.gate import export
 from detector.export.gate_data import gather_gate_data
+from detector.export.request import Request
 from detector.inference.find import LoadedDetector, load_detector, load_export
 from detector.inference.predictor import Predictor
 from detector.models.layers import fold_batchnorm
 from detector.postprocess import Thresholds
+from detector.runtime.formats import FORMATS
 from detector.runtime.torch_backend import TorchRuntime
 from detector.structures import Detections, Image
 
@@ -38,7 +40,7 @@ def pictures(tiny_data: Path) -> list[Image]:
 
 
 def write(loaded: LoadedDetector, folder: Path, to: str, **options: object) -> Path:
-    out = folder / f"model{ENDINGS[to]}"
+    out = folder / f"model{FORMATS[to].suffix}"
     request = Request(to, out, **options)  # type: ignore[arg-type]
     export(loaded, request, gather_gate_data(loaded, request.size_hw))
     return out
@@ -84,7 +86,7 @@ def test_darknet_files_are_read_back(loaded: LoadedDetector, pictures: list[Imag
 def test_a_graph_that_ends_in_boxes(loaded: LoadedDetector, pictures: list[Image], tmp_path: Path, to: str) -> None:
     suppression = Thresholds(0.3, 0.5, 100)
     out = write(loaded, tmp_path, to, suppression=suppression)
-    expected = Predictor.from_loaded(loaded, score_threshold=0.3, nms_threshold=0.5).predict_batch(pictures)
+    expected = Predictor.from_loaded(loaded, Thresholds(0.3, 0.5)).predict_batch(pictures)
     assert_same([Predictor(out).predict(picture) for picture in pictures], expected)
     assert_same(Predictor(out).predict_batch(pictures), expected)
     fewer = Predictor(out, score_threshold=0.6, max_detections=7).predict(pictures[0])
@@ -131,7 +133,7 @@ def test_int8_stays_within_its_budget(
 ) -> None:
     loaded = load_detector(trained_run / "best.safetensors")
     for to in ("openvino", "onnx"):
-        out = tmp_path / f"int8{ENDINGS[to]}"
+        out = tmp_path / f"int8{FORMATS[to].suffix}"
         gate_data = gather_gate_data(loaded, data=str(tiny_data), split="val")
         report = export(loaded, Request(to, out, precision="int8", max_drop=0.05), gate_data)
         assert report["ap50"] >= report["ap50_reference"] - 0.05
@@ -183,7 +185,7 @@ def test_a_spoiled_export_is_refused_and_names_the_layer(
     spoil: Callable[[onnx.ModelProto], None],
     layer: str,
 ) -> None:
-    from detector.export import write as module
+    from detector.export import formats as module
 
     convert = module.to_onnx
 
@@ -196,7 +198,7 @@ def test_a_spoiled_export_is_refused_and_names_the_layer(
     with pytest.raises(InputError, match=f"refused: raw maps differ .* the first layer that differs is {layer}"):
         write(loaded, tmp_path, to)
     (left,) = tmp_path.iterdir()
-    assert left.name == f"model{ENDINGS[to]}.refused.json"
+    assert left.name == f"model{FORMATS[to].suffix}.refused.json"
     assert json.loads(left.read_text())["first_layer_that_differs"]["layer"] == layer
     if to == "onnx":
         monkeypatch.undo()
@@ -209,7 +211,7 @@ def test_other_formats_are_refused_too(
     loaded: LoadedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
     from detector.darknet import export as cfg
-    from detector.export import write as module
+    from detector.export import formats as module
 
     def spoil(network: torch.nn.Module) -> torch.nn.Module:
         with torch.no_grad():
@@ -230,7 +232,7 @@ def test_other_formats_are_refused_too(
         write(loaded, tmp_path, to)
     if to == "torchscript":
         assert "differs is neck.lateral4.1" in str(refusal.value)
-    assert [path.name for path in tmp_path.iterdir()] == [f"model{ENDINGS[to]}.refused.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"model{FORMATS[to].suffix}.refused.json"]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_other_formats_are_refused_too(
         ({"to": "darknet", "dynamic": True}, "--dynamic: a Darknet cfg cannot hold that"),
         ({"to": "torchscript", "suppression": Thresholds(0.2, 0.5, 10)}, "--with-nms: is for"),
         ({"to": "onnx", "precision": "int8"}, "needs --data"),
-        ({"to": "onnx", "precision": "int8", "dynamic": True}, "goes with one size"),
+        ({"to": "onnx", "precision": "int8", "dynamic": True}, "works with one size"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -252,7 +254,7 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_boxes_cannot_be_compared_where_there_are_none(loaded: LoadedDetector, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not one box to compare; give --data"):
+    with pytest.raises(InputError, match="no box to compare; give --data"):
         write(loaded, tmp_path, "onnx", suppression=Thresholds(1.0, 0.5, 10))
 
 

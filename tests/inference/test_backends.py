@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector import backends
 from detector.errors import InputError
+from detector.inference import backends
 from detector.inference.backends import measure_backends, open_runtime, quickest_backend
 from detector.inference.find import LoadedDetector, load_detector
 from detector.inference.predictor import Predictor
@@ -52,7 +52,7 @@ def test_all_backends_find_the_same_from_eight_threads(loaded: LoadedDetector, n
 
 
 def test_a_backend_that_does_not_agree_is_refused(loaded: LoadedDetector, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detector.runtime.protocol import onnxruntime_backend
+    from detector.runtime import onnxruntime_backend
 
     run = onnxruntime_backend.OnnxRuntime._run
     monkeypatch.setattr(

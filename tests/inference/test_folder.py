@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 
-from detector import many
 from detector.errors import InputError
+from detector.inference import folder as module
 from detector.inference.folder import Report, find_pictures, predict_many
 from detector.structures import Detections, Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("dark", "bright")
 
 
@@ -151,7 +151,7 @@ def test_two_runs_do_not_write_the_same_file(folder: Path, tmp_path: Path) -> No
 def test_a_run_that_starts_while_another_ends_changes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, finish, refusals = tmp_path / "out.jsonl", many._finish, []
+    out, finish, refusals = tmp_path / "out.jsonl", module._finish, []
 
     def finish_while_another_starts(*args: Any, **options: Any) -> Report:
         with pytest.raises(InputError, match="another run is writing it") as refusal:
@@ -159,7 +159,7 @@ def test_a_run_that_starts_while_another_ends_changes_nothing(
         refusals.append(refusal)
         return finish(*args, **options)
 
-    monkeypatch.setattr(many, "_finish", finish_while_another_starts)
+    monkeypatch.setattr(module, "_finish", finish_while_another_starts)
     assert run(folder, out).images == 12
     assert len(refusals) == 1
     assert len(out.read_text().splitlines()) == 14
@@ -168,13 +168,13 @@ def test_a_run_that_starts_while_another_ends_changes_nothing(
 def test_a_record_that_was_removed_before_it_was_locked(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = many._lock
+    lock = module._lock
 
     def remove_and_lock(record: BinaryIO, partial: Path) -> None:
         partial.unlink()
         lock(record, partial)
 
-    monkeypatch.setattr(many, "_lock", remove_and_lock)
+    monkeypatch.setattr(module, "_lock", remove_and_lock)
     with pytest.raises(InputError, match="another run is writing it"):
         run(folder, tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

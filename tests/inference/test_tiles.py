@@ -11,14 +11,14 @@ import pytest
 
 from detector.errors import InputError
 from detector.inference.tiles import merge_tiles, predict_tiled, tile_windows
+from detector.postprocess import Thresholds
 from detector.structures import Detections, Image
 
 
 class Blobs:
     """Finds the rectangles of pure colours in a picture exactly; red is class 0, green is class 1."""
 
-    nms_threshold = 0.45
-    max_detections = 100
+    thresholds = Thresholds()
 
     def __init__(self, largest: int = 10_000) -> None:
         self.largest = largest  # in larger pictures it sees nothing
@@ -119,7 +119,7 @@ def test_tiles_are_predicted_side_by_side_as_well() -> None:
     with ThreadPoolExecutor(2) as threads:
         found = predict_tiled(Blobs(), picture(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
     assert as_rows(found) == sorted(boxes)
-    assert len(found) > Blobs.max_detections, "the limit for one picture is for one tile"
+    assert len(found) > Blobs.thresholds.max_detections, "the limit for one picture is for one tile"
 
 
 def test_a_small_picture_is_one_tile() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from detector.analysis.complexity import measure_complexity
-from detector.config import ModelConfig, load_config
+from detector.config import ModelConfig, load_config, parse_model_config
 from detector.models.build import BACKBONES, LEVELS, NECKS, build_backbone, build_detector
 from detector.models.csp import CrossStagePartial, partial_stage
 from detector.models.layers import SpatialPyramidPooling, SqueezeExcite, add_first_channels
@@ -21,15 +21,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PELEE = load_config(ROOT / "configs/csppelee_efm.yaml").model
 
 
-def model(backbone: str, neck: str = "efm", **changes: object) -> ModelConfig:
+def model(backbone: str, neck_name: str = "efm", **changes: object) -> ModelConfig:
     assert isinstance(PELEE, ModelConfig)
-    of_its_own = {"gamma": 0.5, "fusion": "csp"} if backbone == "csppeleenet" else {"gamma": None, "fusion": None}
-    return replace(PELEE, backbone=backbone, neck=neck, **{**of_its_own, "attention": "none", **changes})  # type: ignore[arg-type]
+    parts = {"backbone": {"name": backbone}, "neck": {"name": neck_name}, **changes}
+    made = parse_model_config({**asdict(PELEE), **parts}, "test")
+    assert isinstance(made, ModelConfig)
+    return made
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_backbone_gives_what_it_announces(name: str) -> None:
-    network = build_backbone(model(name)).eval()
+    network = build_backbone(model(name).backbone, "leaky").eval()
     with torch.no_grad():
         maps = network(torch.rand(1, 3, 64, 128))
     assert tuple(one.shape[1] for one in maps) == network.out_channels
@@ -39,7 +41,7 @@ def test_a_backbone_gives_what_it_announces(name: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 def test_a_neck_gives_what_it_announces(neck: str) -> None:
-    announced = NECKS[neck](model("csppeleenet", neck), (128, 256, 512, 640))
+    announced = NECKS[neck](model("csppeleenet", neck).neck, (128, 256, 512, 640), "leaky")
     maps = [
         torch.rand(1, channels, 128 // stride, 64 // stride)
         for channels, stride in zip((128, 256, 512, 640), LEVELS, strict=True)
@@ -53,10 +55,10 @@ def test_a_neck_gives_what_it_announces(neck: str) -> None:
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", ["resnet10", "cspdensenetb_reference", "mobilenet_v2"])
 def test_necks_fit_backbones_by_their_announcements(backbone: str, neck: str) -> None:
-    scales = len(NECKS[neck](model("csppeleenet", neck), (128, 256, 512, 640)).strides)
+    scales = len(NECKS[neck](model("csppeleenet", neck).neck, (128, 256, 512, 640), "leaky").strides)
     anchors = PELEE.anchors[: 3 * scales]  # type: ignore[union-attr]
     with torch.device("meta"):
-        detector = build_detector(model(backbone, neck, scale_xy=(1.0,) * scales, anchors=anchors))
+        detector = build_detector(model(backbone, neck, anchors=anchors))
         raw = detector(torch.rand(1, 3, 64, 64))
     assert [tuple(one.shape) for one in raw] == [(1, 255, 64 // stride, 64 // stride) for stride in detector.strides]
 
@@ -65,7 +67,7 @@ def test_necks_fit_backbones_by_their_announcements(backbone: str, neck: str) ->
 def test_no_layer_that_costs_something_runs_twice(name: str) -> None:
     """Costs and times are found by name, so each must be one layer."""
     with torch.device("meta"):
-        network = build_backbone(model(name))
+        network = build_backbone(model(name).backbone, "leaky")
     names = [cost.name for cost in measure_complexity(network, (64, 64))]
     assert len(names) == len(set(names))
 
@@ -73,10 +75,12 @@ def test_no_layer_that_costs_something_runs_twice(name: str) -> None:
 def test_attention_is_for_efm_and_cem() -> None:
     for neck in ("efm", "cem"):
         scales = 2 if neck == "cem" else 3
-        changes = {"scale_xy": (1.0,) * scales, "anchors": PELEE.anchors[: 3 * scales]}  # type: ignore[union-attr]
+        anchors = PELEE.anchors[: 3 * scales]  # type: ignore[union-attr]
         with torch.device("meta"):
-            plain = build_detector(model("csppeleenet", neck, **changes))
-            attending = build_detector(model("csppeleenet", neck, attention="sam", **changes))
+            plain = build_detector(model("csppeleenet", neck, anchors=anchors))
+            attending = build_detector(
+                model("csppeleenet", neck, neck={"name": neck, "attention": "sam"}, anchors=anchors)
+            )
         assert sum(p.numel() for p in attending.parameters()) > sum(p.numel() for p in plain.parameters())
 
 

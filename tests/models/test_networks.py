@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from detector.analysis.complexity import measure_complexity, total_complexity
-from detector.config import ModelConfig, load_config
+from detector.config import AttentiveNeckConfig, ClassifierConfig, CSPPeleeNetConfig, ModelConfig, load_config
+from detector.config.detection import PlainNeckConfig
+from detector.config.shared import PlainBackboneConfig
 from detector.errors import InputError
 from detector.models.build import build_classifier, build_detector
 from detector.models.efm import ExactFusionModel
@@ -18,19 +20,35 @@ PELEE = load_config(ROOT / "configs/csppelee_efm.yaml").model
 DARKNET = load_config(ROOT / "configs/cspdarknet53_efm.yaml").model
 
 
+def with_gamma(gamma: float) -> ModelConfig:
+    return replace(PELEE, backbone=CSPPeleeNetConfig("csppeleenet", gamma=gamma))  # type: ignore[return-value, arg-type]
+
+
 @pytest.mark.parametrize(
     ("config", "size", "params_m", "bflops", "source"),
     [
         (PELEE, 224, "2.83", "0.888", "Table 3, CSPPeleeNet"),
-        (replace(PELEE, gamma=0.25), 224, "3.15", "0.986", "Table 1, gamma .25 (published: cost only)"),
-        (replace(PELEE, gamma=0.75), 224, "2.56", "0.800", "Table 1, gamma .75 (published: cost only)"),
+        (with_gamma(0.25), 224, "3.15", "0.986", "Table 1, gamma .25 (published: cost only)"),
+        (with_gamma(0.75), 224, "2.56", "0.800", "Table 1, gamma .75 (published: cost only)"),
         (DARKNET, 256, "27.61", "13.067", "the authors' README, CSPDarknet53"),
-        (replace(DARKNET, backbone="cspresnet50"), 256, "21.57", "8.968", "the authors' README, CSPResNet50"),
-        (replace(DARKNET, backbone="cspresnext50"), 256, "20.50", "7.930", "Table 3, CSPResNeXt-50"),
+        (
+            replace(DARKNET, backbone=PlainBackboneConfig("cspresnet50")),
+            256,
+            "21.57",
+            "8.968",
+            "the authors' README, CSPResNet50",
+        ),
+        (
+            replace(DARKNET, backbone=PlainBackboneConfig("cspresnext50")),
+            256,
+            "20.50",
+            "7.930",
+            "Table 3, CSPResNeXt-50",
+        ),
     ],
 )
 def test_classifiers(config: ModelConfig, size: int, params_m: str, bflops: str, source: str) -> None:
-    network = build_classifier(config, 1000)
+    network = build_classifier(ClassifierConfig(config.backbone, 1000))
     totals = total_complexity(network, measure_complexity(network, (size, size)))
     assert f"{totals.params / 1e6:.2f}" == params_m, source
     assert f"{totals.bflops:.3f}" == bflops, source
@@ -40,7 +58,7 @@ def test_classifiers(config: ModelConfig, size: int, params_m: str, bflops: str,
     ("attention", "size", "bflops"), [("none", 416, 4.868), ("sam", 416, 5.068), ("sam", 512, 7.68)]
 )
 def test_detector_cost(attention: str, size: int, bflops: float) -> None:
-    network = build_detector(replace(PELEE, attention=attention))  # type: ignore[arg-type]
+    network = build_detector(replace(PELEE, neck=AttentiveNeckConfig("efm", attention)))  # type: ignore[arg-type]
     totals = total_complexity(network, measure_complexity(network, (size, size)))
     assert totals.bflops == pytest.approx(bflops, rel=0.003)  # the paper's wiring is inferred, see models/efm.py
     if attention == "sam":
@@ -77,16 +95,11 @@ def test_head_starts_at_the_prior() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": "vgg"}, "model.backbone: expected one of csppeleenet, peleenet, .*got 'vgg'"),
-        ({"neck": "bifpn"}, "model.neck: expected one of efm, efm_spp"),
-        ({"gamma": None}, "model.gamma: csppeleenet needs"),
-        ({"backbone": "cspdarknet53"}, "has no gamma and no fusion; set model.gamma=null model.fusion=null"),
-        ({"backbone": "cspdarknet53", "gamma": None}, "has no fusion; set model.fusion=null"),
-        ({"fusion": None}, "model.fusion: csppeleenet needs csp"),
-        ({"backbone": "resnet10", "gamma": None, "fusion": None, "squeeze_excite": True}, "has no squeeze_excite"),
-        ({"backbone": "darknet_reference", "gamma": None, "fusion": None}, "is for classification"),
-        ({"neck": "gfm"}, "model.attention: gfm cannot attend; set model.attention=none"),
-        ({"scale_xy": (1.0,)}, "efm has 3 scales, got 1"),
+        ({"backbone": PlainBackboneConfig("vgg")}, "model.backbone.name: expected one of csppeleenet, .*got 'vgg'"),
+        ({"neck": PlainNeckConfig("bifpn")}, "model.neck.name: expected one of efm, efm_spp"),
+        ({"backbone": PlainBackboneConfig("darknet_reference")}, "darknet_reference is for classification"),
+        ({"anchors": ((10.0, 13.0),)}, "efm has 3 scales, so it needs 9 .* pairs or another multiple of 3, got 1"),
+        ({"neck": PlainNeckConfig("prn"), "anchors": ((1.0, 2.0),) * 9}, "prn has 2 scales, so it needs 6"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:

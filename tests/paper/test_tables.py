@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detector.analysis.complexity import measure_complexity
-from detector.config import ClassifyConfig, load_run_config
+from detector.config import ClassifyConfig, PolyPolicy, load_run_config
 from detector.errors import InputError
 from detector.paper.tables import (
     PaperRow,
@@ -88,7 +88,7 @@ def test_classifiers_have_the_protocol_of_the_paper() -> None:
             config = load_run_config(row.config)
             assert isinstance(config, ClassifyConfig)
             train = config.train
-            assert (train.policy, train.power, train.learning_rate, train.batch_size) == ("poly", 4.0, 0.1, 128)
+            assert (train.policy, train.learning_rate, train.batch_size) == (PolyPolicy("poly", 4.0), 0.1, 128)
             assert train.max_steps in {800_000, 1_200_000, 1_600_000}
             assert (config.augment.min_crop, config.augment.max_crop) == (128, 448)
 

@@ -10,7 +10,8 @@ import pytest
 
 from detector.config import ClassifyConfig, load_run_config
 from detector.data.image_folder import ClassifiedImages
-from detector.report.classification import NUM_WORST, Answers, write_classification_report
+from detector.evaluate.classification import Answer, _answers
+from detector.report.classification import NUM_WORST, write_classification_report
 from detector.structures import Floats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,30 +36,31 @@ def certain(answers: np.ndarray, num_classes: int) -> Floats:
     return 9 * np.eye(num_classes, dtype=np.float32)[answers]
 
 
+def as_answers(logits: Floats, dataset: ClassifiedImages) -> list[Answer]:
+    return _answers(range(len(logits)), logits, dataset.labels)
+
+
 def test_what_a_report_shows_first(tmp_path: Path, config: ClassifyConfig) -> None:
     dataset = many_images(tmp_path, ("circle", "square", "stripes"), 10)
     logits = np.zeros((30, 3), np.float32)
     logits[np.arange(30), dataset.labels] = 5  # all right, but two
     logits[12] = (9, 0, 0)  # a square
     logits[21] = (0, 1, 0.5)  # stripes
-    answers = Answers(dataset)
-    answers.take(range(15), logits[:15])
-    answers.take(range(15, 30), logits[15:])
-    assert [(index, answer) for _, index, answer, _ in answers.worst] == [(12, 0), (21, 1)]
-    assert answers.worst[0][0] == pytest.approx(9, abs=1e-3)
-    assert answers.confusions[1, 0] == answers.confusions[2, 1] == 1
-    write_classification_report(tmp_path / "report.html", config, dataset, dataset, [(range(30), logits)])
+    answers = as_answers(logits, dataset)
+    assert [(answer.index, answer.label, answer.rank) for answer in answers if answer.rank] == [(12, 0, 2), (21, 1, 1)]
+    assert answers[12].loss == pytest.approx(9, abs=1e-3)
+    write_classification_report(tmp_path / "report.html", config, dataset, dataset, answers)
     page = (tmp_path / "report.html").read_text()
     assert "<div class=big>0.933</div>top-1" in page
-    assert "1  square taken for circle" in page
-    assert "What is taken for what" in page
-    assert "taken for circle with 1.00; its own class has 0.00012" in page
+    assert "1  square classified as circle" in page
+    assert "Confusion matrix" in page
+    assert "classified as circle with 1.00; its own class has 0.00012" in page
 
 
 def test_names_cannot_become_markup(tmp_path: Path, config: ClassifyConfig) -> None:
     dataset = many_images(tmp_path, ("<script>", "b"), 2)
     logits = certain(1 - dataset.labels, 2)
-    write_classification_report(tmp_path / "report.html", config, dataset, dataset, [(range(4), logits)])
+    write_classification_report(tmp_path / "report.html", config, dataset, dataset, as_answers(logits, dataset))
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -68,7 +70,7 @@ def test_names_cannot_become_markup(tmp_path: Path, config: ClassifyConfig) -> N
 def test_a_run_without_a_mistake_and_without_a_record(tmp_path: Path, config: ClassifyConfig) -> None:
     dataset = many_images(tmp_path, ("a", "b"), 3)
     logits = certain(dataset.labels, 2)
-    write_classification_report(tmp_path / "report.html", config, dataset, dataset, [(range(6), logits)])
+    write_classification_report(tmp_path / "report.html", config, dataset, dataset, as_answers(logits, dataset))
     page = (tmp_path / "report.html").read_text()
     assert page.count("<figure>") == 0
     assert "<div class=big>1.000</div>top-1" in page
@@ -81,11 +83,11 @@ def test_of_many_classes_the_weakest_are_listed(tmp_path: Path, config: Classify
     wrong = dataset.labels.copy()
     wrong[:40] += 1  # the first twenty classes
     write_classification_report(
-        tmp_path / "report.html", config, dataset, dataset, [(range(60), certain(wrong, len(names)))]
+        tmp_path / "report.html", config, dataset, dataset, as_answers(certain(wrong, len(names)), dataset)
     )
     page = (tmp_path / "report.html").read_text()
-    assert "What is taken for what" not in page, "a matrix of so many classes cannot be read"
+    assert "Confusion matrix" not in page, "a matrix of so many classes cannot be read"
     assert page.count("<figure>") == NUM_WORST
     assert "0.0% of      2  class19" in page
     assert "class20\n" not in page, "twenty lines"
-    assert "2  class00 taken for class01" in page
+    assert "2  class00 classified as class01" in page

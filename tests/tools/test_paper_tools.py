@@ -150,7 +150,7 @@ def test_a_classifier_from_folders_to_top_1(call: Call, tmp_path: Path) -> None:
                 picture = rng.integers(level - 30, level + 30, (50, 60, 3)).astype(np.uint8)
                 cv2.imwrite(str(tmp_path / split / name / f"{number}.png"), picture)
     run = tmp_path / "run"
-    settings = ["model.backbone=darknet_reference", "model.gamma=null", "model.fusion=null", "model.num_classes=2"]
+    settings = ["model.backbone.name=darknet_reference", "model.num_classes=2"]
     schedule = ["train.max_steps=120", "train.batch_size=8", "train.learning_rate=0.02", "augment.exposure=1.0"]
     where = [f"data.root={tmp_path}", f"run_dir={run}"]
     config = str(ROOT / "configs/classify_tiny.yaml")

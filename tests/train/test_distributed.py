@@ -21,7 +21,8 @@ from detector.checkpoint import load_checkpoint
 from detector.config import DetectConfig, to_yaml
 from detector.data.loader import training_batches
 from detector.errors import InputError
-from detector.evaluate.detection import evaluate
+from detector.evaluate.detection import evaluate, evaluation_thresholds
+from detector.inference.find import load_detector
 from detector.inference.predictor import Predictor
 from detector.train.detection import open_split
 from detector.train.distributed import Ranks, SynchronizedBatchNorm, synchronize_batchnorm
@@ -71,11 +72,11 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 def test_all_ranks_together_see_the_batches_of_one(tiny: Make, num_ranks: int) -> None:
-    config = tiny(["train.num_workers=0", "train.subdivisions=2", "train.batch_size=24"])
+    config = tiny(["train.num_workers=0", "train.subdivisions=2", "train.batch_size=24", "train.max_steps=2"])
     dataset = open_split(config, "train")
-    alone = list(training_batches(dataset, config, start_step=0, end_step=2))
+    alone = list(training_batches(dataset, config, start_step=0))
     shares = [
-        list(training_batches(dataset, config, start_step=0, end_step=2, rank=rank, num_ranks=num_ranks))
+        list(training_batches(dataset, config, start_step=0, rank=rank, num_ranks=num_ranks))
         for rank in range(num_ranks)
     ]
     assert [len(batches) for batches in shares] == [4] * num_ranks
@@ -106,14 +107,9 @@ def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path
     lines = [Path(str(c.run_dir), "metrics.jsonl").read_text().splitlines() for c in (alone, config)]
     assert len(lines[0]) == len(lines[1])
 
-    settings = config.evaluate
-    predictor = Predictor(
-        Path(str(config.run_dir)) / "last.safetensors",
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        max_detections=1000,
-    )
-    measured = evaluate(predictor, open_split(config, "val"), coco_detections=settings.max_detections).compute()
+    loaded = load_detector(Path(str(config.run_dir)) / "last.safetensors")
+    predictor = Predictor.from_loaded(loaded, evaluation_thresholds(config.evaluate))
+    measured = evaluate(predictor, open_split(config, "val")).compute()
     assert measured["ar100"] > 0
     for name in ("ap", "ap50", "ar100", "darknet", "per_class"):
         assert metrics[name] == measured[name], "an evaluation that the ranks share has the same result"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from detector.train.step import use_bf16
 
 from detector.checkpoint import load_checkpoint
 from detector.config import DetectConfig
 from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.models.layers import ConvBN
+from detector.models.precision import to_network_input, use_bf16
 from detector.train.ema import ExponentialMovingAverage, decay_at
 from detector.train.loop import InterruptedRunError, train
 from detector.train.optim import build_optimizer, learning_rate_at
@@ -35,7 +35,7 @@ def digest(run_dir: str | None, name: str = "last.safetensors") -> str:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Sends this process a real SIGINT in the middle of a step."""
-    import detector.train.step as module
+    import detector.train.loop as module
 
     original, sent = module.learning_rate_at, []
 
@@ -107,7 +107,7 @@ def test_a_picture_that_stops_the_evaluation_costs_no_training(tiny: Make, tiny_
 def test_resume_refuses_another_network(tiny: Make) -> None:
     train(tiny(["train.max_steps=1"]))
     with pytest.raises(InputError, match="its model section differs"):
-        train(tiny(["train.max_steps=1", "model.attention=none"]), resume=True)
+        train(tiny(["train.max_steps=1", "model.neck.attention=none"]), resume=True)
 
 
 def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_batch(tiny: Make) -> None:
@@ -145,7 +145,7 @@ def test_training_learns(tiny: Make, tmp_path: Path) -> None:
     config = tiny(
         [
             f"data.root={tmp_path / 'eight'}",
-            "data.synthetic={num_train: 8, num_val: 1, image_hw: [128, 128], seed: 0}",
+            "data.synthetic={num_train: 8, num_val: 1, image_hw: [128, 128]}",
             "augment={jitter: 0.0, hue: 0.0, saturation: 1.0, exposure: 1.0, horizontal_flip: 0.0, vertical_flip: 0.0,"
             " rotate90: 0.0, blur: 0.0, noise: 0.0, mosaic: 0.0, multi_scale: null}",
             "train.max_steps=50",
@@ -160,7 +160,7 @@ def test_training_learns(tiny: Make, tmp_path: Path) -> None:
     assert totals[-1] < 0.5 * totals[0], totals
 
 
-SCHEDULE_OPTIONS = ["train.policy=steps", "train.steps=[400, 450]", "train.scales=[0.1, 0.1]", "train.max_steps=500"]
+SCHEDULE_OPTIONS = ["train.policy={name: steps, steps: [400, 450], scales: [0.1, 0.1]}", "train.max_steps=500"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,9 @@ def test_paper_schedule(tiny: Make, step: int, share: float, reason: str) -> Non
 
 
 def test_cosine_schedule(tiny: Make) -> None:
-    config = tiny(["train.burn_in=0", "train.max_steps=100", "train.final_scale=0.1", "train.learning_rate=1.0"]).train
+    config = tiny(
+        ["train.burn_in=0", "train.max_steps=100", "train.policy.final_scale=0.1", "train.learning_rate=1.0"]
+    ).train
     assert learning_rate_at(49, config) == pytest.approx(0.55)
     assert learning_rate_at(99, config) == pytest.approx(0.1)
 
@@ -195,19 +197,17 @@ def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
 
 def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
     """Without normalisation's batch statistics the parts add up to the whole; here: the loss terms they are made of."""
-    from detector.train.step import to_network_input
-
     from detector.data.loader import training_batches
     from detector.models.build import build_detector
     from detector.train.detection import build_loss, open_split
 
     sums = []
     for parts in (1, 4):
-        config = tiny([f"train.subdivisions={parts}", "train.num_workers=0"])
+        config = tiny([f"train.subdivisions={parts}", "train.num_workers=0", "train.max_steps=1"])
         torch.manual_seed(0)
         network = build_detector(config.model).eval()
         loss = build_loss(config, network)
-        loader = training_batches(open_split(config, "train"), config, start_step=0, end_step=1)
+        loader = training_batches(open_split(config, "train"), config, start_step=0)
         with torch.no_grad():
             terms = [
                 loss(
@@ -240,4 +240,13 @@ def test_ema_follows() -> None:
 def test_precision_names() -> None:
     assert use_bf16("bf16")
     assert not use_bf16("fp32")
-    assert isinstance(use_bf16("auto"), bool)
+
+
+@pytest.mark.parametrize(("native", "supported"), [(True, True), (True, False), (False, True)])
+def test_auto_takes_bf16_where_the_processor_computes_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, supported: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert use_bf16("auto") == (native and supported)

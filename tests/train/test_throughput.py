@@ -6,20 +6,22 @@ import pytest
 import torch
 
 from detector.structures import Batch
-from detector.train.throughput import Pace
+from detector.train.throughput import Throughput
 
 
 def test_steps_that_waited_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     # step 1: 1 s, of it 1 ms for its batch; step 2: 3 s, of it half a second
     times = iter([0.0, 0.1, 0.101, 1.0, 2.0, 2.1, 2.6, 5.0])
     monkeypatch.setattr("detector.train.throughput.time.perf_counter", lambda: next(times))
-    batch = Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [torch.zeros(0, 4)], [torch.zeros(0)], ["a"])
-    pace = Pace(iter([batch, batch]), batch_size=8)
-    assert pace.figures() == {}
+    batch = Batch(
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], ["a"]
+    )
+    throughput = Throughput((one for one in [batch, batch]), batch_size=8)
+    assert throughput.figures() == {}
     for _ in range(2):
-        with pace.step():
-            assert next(pace) is batch
-    figures = pace.figures()
+        with throughput.step():
+            assert next(throughput) is batch
+    figures = throughput.figures()
     assert figures["images_per_second"] == 16 / 4
     assert figures["share_of_steps_that_waited"] == 0.5
     assert figures["share_of_time_waiting"] == pytest.approx(0.501 / 4)
