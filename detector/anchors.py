@@ -18,7 +18,7 @@ def split_anchors(anchors: Sequence[tuple[float, float]], num_scales: int) -> Te
     """All anchors (width, height) in input pixels, smallest first -> (num_scales, A, 2), finest scale first.
 
     Raises:
-        ValueError: the number of anchors is no multiple of num_scales.
+        ValueError: the number of anchors is not a multiple of num_scales.
     """
     if len(anchors) % num_scales:
         raise ValueError(f"anchors: expected a multiple of {num_scales} scales, got {len(anchors)}")
@@ -74,9 +74,9 @@ def decode_boxes(
 def encode_boxes(
     boxes_xyxy: Tensor, cells_xy: Tensor, anchors_wh: Tensor, *, stride: int, scale_xy: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The exact inverse of `decode_boxes`, with the centre before the logit.
+    """The exact inverse of `decode_boxes`, except that the centre is returned before the logit.
 
-    Args: as in `decode_boxes`; boxes (N, 4) whose centres lie within reach of their cells, of positive size.
+    Args: as in `decode_boxes`; boxes (N, 4) have positive size and centres within reach of their cells.
 
     Returns:
         centre targets (N, 2): what sigmoid(tx), sigmoid(ty) should be, in [0, 1];
@@ -102,7 +102,7 @@ def fit_anchors(sizes_wh: Tensor, num_anchors: int, *, seed: int = 0, max_rounds
         sizes_wh: (N, 2) box sizes in pixels of the network's input, N >= num_anchors.
         num_anchors: how many.
         seed: of the initial choice.
-        max_rounds: at most so many rounds; it usually settles in a few dozen.
+        max_rounds: at most this many rounds; it usually converges in a few dozen.
 
     Returns:
         (num_anchors, 2), smallest area first.

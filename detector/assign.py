@@ -1,6 +1,6 @@
-"""Which anchor answers for which object: YOLOv3's rule, with Darknet's `iou_thresh` as an option.
+"""Which anchor is responsible for which object: YOLOv3's rule, with Darknet's `iou_thresh` as an option.
 
-Legend: S scales, A anchors of a scale, P positives (an anchor in a cell that answers for an object).
+Legend: S scales, A anchors of a scale, P positives (an anchor in a cell that is responsible for an object).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from detector.boxes import size_iou
 
 @dataclass(frozen=True)
 class Assignment:
-    """The positives of one scale. An anchor of a cell stands at most once.
+    """The positives of one scale. Each anchor of a cell appears at most once.
 
     Attributes:
         image, anchor, row, column: (P,) int64 indices into the raw map.
         boxes_xyxy: (P, 4) the object's box, input pixels.
-        classes: (P, C) float, 1 for each class that an object in this place has, 0 elsewhere.
+        classes: (P, C) float, 1 for the class of each object at this place, 0 elsewhere.
     """
 
     image: Tensor
@@ -45,10 +45,10 @@ def assign_targets(
     num_classes: int,
     match_threshold: float = 1.0,
 ) -> list[Assignment]:
-    """Chooses for each object, by size alone, the best of all S * A anchors; the cell is the one of its centre.
+    """Chooses for each object, by size alone, the best of all S * A anchors; the cell is the one with its centre.
 
-    An anchor that stands in two scales answers in both. Where two objects want the same anchor of the same cell, the
-    later one has the box and both give their classes (Darknet `forward_yolo_layer`).
+    An anchor that appears in two scales is used in both. If two objects choose the same anchor of the same cell, the
+    later one sets the box and both set their classes (Darknet `forward_yolo_layer`).
 
     Args:
         boxes_xyxy: B tensors (n_i, 4), input pixels.
@@ -57,7 +57,7 @@ def assign_targets(
         strides: of the S scales.
         size_hw: of the network's input.
         num_classes: C.
-        match_threshold: every anchor whose size IoU exceeds it answers as well; 1 = the best one only.
+        match_threshold: every anchor with a larger size IoU is responsible as well; 1 = only the best one.
 
     Returns:
         One `Assignment` for each scale.

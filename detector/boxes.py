@@ -43,7 +43,7 @@ def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
 
 
 def size_iou(first_wh: Tensor, second_wh: Tensor) -> Tensor:
-    """IoU (N, M) of box sizes (N, 2) and (M, 2) laid on one centre; how anchors are matched (Darknet `box_iou`)."""
+    """IoU (N, M) of box sizes (N, 2) and (M, 2) with one centre; used to match anchors (Darknet `box_iou`)."""
     intersection = torch.minimum(first_wh[:, None], second_wh[None]).prod(-1)  # (N, M)
     return intersection / (first_wh.prod(-1)[:, None] + second_wh.prod(-1)[None] - intersection)
 
@@ -55,7 +55,7 @@ def elementwise_iou(predicted_xyxy: Tensor, target_xyxy: Tensor, *, kind: str = 
         predicted_xyxy: (N, 4); gradients flow to it.
         target_xyxy: (N, 4).
         kind: `iou`; `giou` (Rezatofighi et al., 2019); `diou` and `ciou` (Zheng et al., 2020). In `ciou` the weight of
-            the aspect term is a constant for the gradient, as its authors define it.
+            the aspect term is treated as a constant by the gradient, as its authors define it.
         eps: keeps empty boxes from dividing by zero, in squared pixels.
 
     Returns:

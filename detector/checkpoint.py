@@ -1,7 +1,7 @@
 """The only reader and writer of weights and training state. safetensors with JSON metadata; never pickle.
 
 A weights file holds `model.*` tensors and everything needed to use them: model and preprocess sections of the config,
-class names among them. A training state is a weights file that also holds `ema.*` (averaged weights, which readers
+including class names. A training state is a weights file that also holds `ema.*` (averaged weights, which readers
 prefer), `momentum.*` (the optimiser) and, in its `info`, the step.
 """
 
@@ -48,7 +48,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors of one group (model, ema, momentum), without its name in front."""
+        """The tensors of one group (model, ema, momentum), without its prefix."""
         start = f"{prefix}."
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
 
@@ -65,13 +65,13 @@ def save_checkpoint(
     info: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Writes a checkpoint so that a crash at any moment leaves either the old file or the new one, whole.
+    """Writes a checkpoint so that a crash at any moment leaves either the old file or the new one, complete.
 
     Raises:
         InputError: the disk is full or not writable; the old file is untouched.
     """
     record = {"format": FORMAT, "model": asdict(model), "preprocess": asdict(preprocess), "info": info}
-    # One key only: safetensors writes several in a random order, and equal states shall be equal files.
+    # One key only: safetensors writes several in a random order, and equal states must give equal files.
     metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}
     content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
     try:
@@ -101,7 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a weights file or a training state.
 
     Raises:
-        InputError: the file is missing, damaged, or not one of ours.
+        InputError: the file is missing, damaged, or not written by this program.
     """
     path = Path(path)
     if not path.is_file():
@@ -128,7 +128,7 @@ def _parse_record(text: str | None, path: Path) -> dict[str, Any]:
             return dict(record)
     except (ValueError, KeyError, TypeError):
         pass
-    raise InputError(f"{path}: was not written by this program, or by a newer one ({FORMAT} expected)")
+    raise InputError(f"{path}: was not written by this program, or by a newer version (expected {FORMAT})")
 
 
 def holds_classifier(path: Path) -> bool:
@@ -142,11 +142,11 @@ def holds_classifier(path: Path) -> bool:
 
 
 def find_weights(folders: Iterable[Path], *, detectors_only: bool = True) -> Path:
-    """The weights to use when none are named: of the newest run below the folders, else the newest released file.
+    """The weights to use when none are named: those of the newest run in the folders, else the newest released file.
 
     Args:
-        folders: to look in.
-        detectors_only: pass over classifiers.
+        folders: where to look.
+        detectors_only: skip classifiers.
 
     Raises:
         InputError: there are none.

@@ -14,13 +14,13 @@ from detector.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others; its help keeps the examples as they stand."""
+    """A parser whose errors are one line, like all others; its help keeps the layout of the examples."""
 
     def __init__(self, description: str | None = None, prog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; {self.prog} --help shows how")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -52,9 +52,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def announce_backend(name: str | None) -> None:
-    """Says why it takes a while, where the quickest backend is to be found."""
+    """Explains the wait while the fastest backend is being found."""
     if name == "auto":
-        print_note("backend auto: what can run it is measured once on this machine, for up to a minute, and remembered")
+        print_note("backend auto: measuring the backends once on this machine (up to a minute); the result is stored")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
     parser.add_argument(
         "--backend",
-        help="torch, torch-bf16, onnxruntime, openvino, openvino-bf16 or opencv; auto = the quickest on this machine "
+        help="torch, torch-bf16, onnxruntime, openvino, openvino-bf16 or opencv; auto = the fastest on this machine "
         "(default: torch for weights, the library of its format for an exported file)",
     )
 

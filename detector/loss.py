@@ -1,7 +1,7 @@
 """YOLOv3's loss: raw maps and targets -> box, objectness and classification terms.
 
-Darknet states gradients, not a loss; the terms below are functions whose gradients are exactly those (PAPER section 4):
-sums over all places, divided by the images of the whole batch.
+Darknet defines gradients, not a loss; the terms below are functions with exactly those gradients (PAPER section 4):
+sums over all places, divided by the number of images in the whole batch.
 
 Legend: B images, A anchors of a scale, C classes, h, w rows and columns, P positives, n objects.
 """
@@ -113,7 +113,7 @@ class YoloLoss:
         anchors = self.anchors_wh[scale][assignment.anchor]  # (P, 2)
         stride, scale_xy = self.strides[scale], self.scale_xy[scale]
         if self.box != "mse":
-            # Unlike Darknet, the gradient passes through the sigmoid: what autograd gives for the stated loss.
+            # Unlike Darknet, the gradient passes through the sigmoid, as autograd computes it for this loss.
             predicted = decode_boxes(positives[:, :4], cells_xy, anchors, stride=stride, scale_xy=scale_xy)
             target = assignment.boxes_xyxy.to(predicted.dtype)
             return (1 - elementwise_iou(predicted, target, kind=self.box)).sum()
@@ -126,7 +126,7 @@ class YoloLoss:
         return centre_loss + (small_object_weight * (positives[:, 2:4] - size).pow(2)).sum() / 2
 
     def _objectness_term(self, raw: Tensor, assignment: Assignment, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
-        """Positives towards 1, everything else towards 0 but for what overlaps some object well enough."""
+        """Pushes positives towards 1, the rest towards 0, except predictions that overlap an object well enough."""
         target = torch.zeros_like(raw[..., 4])  # (B, A, h, w)
         weight = self._punished_background(raw.detach(), boxes_xyxy, scale)
         place = (assignment.image, assignment.anchor, assignment.row, assignment.column)

@@ -1,11 +1,11 @@
 """Raw maps -> detections: decode, threshold, non-maximum suppression, top-k. One path for every program here.
 
-Everything is done in NumPy and OpenCV: from a threshold of 0.01 on only some hundreds of places are left after the
-first comparison, and for so few a tensor library costs more than it computes. What counts is the number of calls: right
-after a network, whose weights have just filled the caches, each takes several times what it takes in a loop.
+Everything is done in NumPy and OpenCV: at a threshold of 0.01 or more, only a few hundred places remain after the
+first comparison. For this few, a tensor library has more overhead than work. The number of calls matters most: right
+after a network, whose weights have just filled the caches, each call takes several times as long as in a loop.
 
 Legend: B images, S scales, A anchors of a scale, N anchors of all scales, C classes, h, w rows and columns,
-K candidates, K' what a step leaves of them.
+K candidates, K' those that remain after a step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from detector.structures import Detections, Floats, Ints
 MAX_CANDIDATES = 10_000
 DARKNET_MIN_SCORE = 0.005
 SMALLEST_SIDE = 1e-6
-"""Pixels; OpenCV takes boxes without an area for one and the same, wherever they are."""
+"""Pixels; OpenCV treats all boxes without area as the same box, wherever they are."""
 FARTHEST = np.float32(1e6)
-"""Pixels; suppression looks no farther."""
+"""Pixels; suppression clips boxes to this distance."""
 FEW_CANDIDATES = 400
-"""Up to so many, one suppression of all classes is quicker than one for each class."""
+"""Up to this many, one suppression of all classes is faster than one for each class."""
 FEW_TOGETHER = 128
-"""The same for the suppression that looks at distances, which compares each box with each."""
+"""The same for suppression by distance, which compares every pair of boxes."""
 LARGEST_EXPONENT = 88.0
-"""exp of more overflows in float32."""
+"""exp of a larger value overflows in float32."""
 LARGEST_GROWTH = 20.0
-"""exp of it times an anchor is farther than any picture reaches, and small enough to compute with."""
+"""exp of it times an anchor is larger than any image, and small enough to compute with."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Thresholds:
 
     Attributes:
         score_threshold: candidates that score this or less are dropped.
-        nms_threshold: of two boxes of one class with a larger IoU only the better one stays.
-        max_detections: of an image, the best.
+        nms_threshold: of two boxes of one class with a larger IoU only the better one is kept.
+        max_detections: at most this many per image, the best.
 
     Raises:
-        InputError: a threshold outside 0 to 1, or no detections.
+        InputError: a threshold outside 0 to 1, or max_detections below 1.
     """
 
     score_threshold: float = 0.25
@@ -63,7 +63,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What it takes to read a network's raw maps.
+    """What is needed to decode a network's raw maps.
 
     Attributes:
         anchors_wh: for each of the S scales (A, 2) float32, input pixels.
@@ -118,8 +118,8 @@ def postprocess(
     """Detections of each image, best first, in network-input pixels.
 
     The score of a class is objectness times class probability; a place may yield several classes, as in Darknet. Of
-    two boxes of one class that overlap by more than the threshold the better one stays. Should an image have more
-    than 10,000 candidates above the threshold, the best 10,000 go on.
+    two boxes of one class that overlap by more than the threshold the better one is kept. If an image has more
+    than 10,000 candidates above the threshold, only the best 10,000 are used.
 
     Args:
         raw_maps: (B, A * (5 + C), h, w) float32 for each scale.
@@ -146,12 +146,12 @@ def postprocess(
 
 
 def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshold: float) -> Candidates:
-    """What scores above the threshold, before any suppression.
+    """The boxes that score above the threshold, before any suppression.
 
-    Objectness first: a score can never exceed it, so most places are dropped before anything else is computed. What is
-    left of all scales is decoded together.
+    Objectness first: a score can never exceed it, so most places are dropped before anything else is computed. The
+    remaining places of all scales are decoded together.
     """
-    # A hair below the threshold: the exact comparison follows, on scores.
+    # Slightly below the threshold: the exact comparison, on scores, follows.
     lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
     parts, first_anchor = [], 0
     for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True):
@@ -204,7 +204,7 @@ def _best_first(scores: Floats) -> Ints:
 
 
 def _suppress(found: Candidates, threshold: float, beta: float | None) -> Ints:
-    """Row numbers (K',) of the boxes of one image that stay, best first; each class by itself."""
+    """Row numbers (K',) of the boxes of one image that are kept, best first; each class separately."""
     boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
     if beta is not None:
         order = _best_first(scores)
@@ -220,24 +220,24 @@ def _suppress(found: Candidates, threshold: float, beta: float | None) -> Ints:
 
 
 def _suppress_by_iou(boxes_xyxy: Floats, scores: Floats, labels: Ints, threshold: float) -> Ints:
-    """Row numbers (K',) of the boxes that stay, best first; a better one that stays drops those it overlaps with.
+    """Row numbers (K',) of the boxes that are kept, best first; a kept box drops worse ones that overlap it.
 
-    All classes go in one call, each in a region of its own; float64 keeps the shifted boxes exact enough. A box that is
-    not a number must not take others with it: it becomes one without a size, at the end of the region.
+    All classes go into one call, each in its own region; float64 keeps the shifted boxes exact enough. A box with NaN
+    must not drop others: it becomes a box without size at the end of the region.
     """
-    from cv2.dnn import NMSBoxes  # here, since models are built and converted without OpenCV
+    from cv2.dnn import NMSBoxes  # here: models are built and converted without OpenCV
 
     boxes_xywh = np.fmax(np.fmin(boxes_xyxy, FARTHEST), -FARTHEST).astype(np.float64)
     sides = boxes_xywh[:, 2:]
     sides -= boxes_xywh[:, :2]
     np.maximum(sides, SMALLEST_SIDE, out=sides)
     boxes_xywh[:, 0] += labels * (3.0 * FARTHEST)
-    # Its stub asks for lists; it takes arrays, which spares a copy.
+    # The type stub asks for lists; arrays work too and save a copy.
     return np.array(NMSBoxes(boxes_xywh, scores, 0.0, threshold), np.int64)  # type: ignore[arg-type]
 
 
 def _suppress_by_distance(boxes: Floats, labels: Ints, threshold: float, beta: float) -> Ints:
-    """Row numbers (K',) of the boxes that stay by IoU minus (d / c)^beta; the rows come best first."""
+    """Row numbers (K',) of the boxes that are kept by IoU minus (d / c)^beta; the input is sorted best first."""
     alive = np.ones(len(labels), bool)
     together = len(labels) <= FEW_TOGETHER
     groups = [np.arange(len(labels))] if together else [np.flatnonzero(labels == one) for one in set(labels.tolist())]
@@ -273,10 +273,10 @@ def _distance_iou(boxes_xyxy: Floats, beta: float) -> Floats:
 
 
 def _darknet_ranks(found: Candidates) -> Ints:
-    """(K,) when Darknet's program lists the place of each, after its suppression.
+    """(K,) the position of each one's place in the list of Darknet's program, after its suppression.
 
     It sorts whole boxes by the score of one class after the other (`do_nms_sort`), before that class is suppressed, so
-    the last class on which two boxes differ decides. Scores up to 0.005 do not exist there.
+    the last class in which two boxes differ decides. Scores up to 0.005 count as zero there.
     """
     keys = np.ravel_multi_index(tuple(found.where), tuple(found.where.max(axis=1, initial=0) + 1))
     places, place = np.unique(keys, return_inverse=True)

@@ -26,7 +26,7 @@ class ImageFit:
     Attributes:
         original_hw: height and width of the image that was read, in pixels.
         scale_xy: network pixels per original pixel, horizontally and vertically.
-        offset_xy: network pixels left of and above the picture.
+        offset_xy: network pixels left of and above the image.
     """
 
     original_hw: tuple[int, int]
@@ -52,14 +52,14 @@ class ImageFit:
 def fit_image(
     image: Image, size_hw: tuple[int, int], *, letterbox: bool, align_corners: bool = False, out: Image | None = None
 ) -> tuple[Image, ImageFit]:
-    """Brings a picture (H0, W0, 3) to the network's size (H, W, 3) and records how.
+    """Fits an image (H0, W0, 3) to the network's size (H, W, 3) and records how.
 
     Args:
         image: uint8 RGB.
         size_hw: of the network's input.
         letterbox: keep the aspect and fill the rest with grey; else stretch.
         align_corners: see `PreprocessConfig`.
-        out: (H, W, 3) uint8 to write into and to return; None = a new picture.
+        out: (H, W, 3) uint8 to write into and to return; None = a new image.
     """
     resize_into = _resize_corners if align_corners else resize
     height, width = image.shape[:2]
@@ -77,17 +77,17 @@ def fit_image(
 
 
 def resize(image: Image, out: Image) -> None:
-    """Bilinear, into `out`, which may be a part of a picture."""
+    """Bilinear, into `out`, which may be a part of an image."""
     if image.shape == out.shape:
         out[...] = image
         return
     resized = cv2.resize(image, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
-    if not np.shares_memory(resized, out):  # OpenCV did not take the buffer
+    if not np.shares_memory(resized, out):  # OpenCV did not use the buffer
         out[...] = resized
 
 
 def _resize_corners(image: Image, out: Image) -> None:
-    """Bilinear, with the corner pixels of both pictures on each other."""
+    """Bilinear, with the corner pixels of both images aligned."""
     places, fractions = _corner_grid(image.shape[:2], out.shape[:2])
     out[...] = cv2.remap(image, places, fractions, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 

@@ -1,4 +1,4 @@
-"""Draws detections into pictures."""
+"""Draws detections into images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def draw(image: Image, detections: Detections, class_names: Sequence[str], *, scores: bool = True) -> Image:
-    """A new picture with a box and a caption for each detection, the best on top.
+    """A new image with a box and a caption for each detection, the best on top.
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
-        detections: in pixels of the picture.
+        detections: in pixels of the image.
         class_names: of the labels.
-        scores: write the score behind the name.
+        scores: write the score after the name.
     """
     canvas = np.ascontiguousarray(image.copy())
     thickness = max(1, round(max(image.shape[:2]) / 400))
@@ -41,7 +41,7 @@ def draw(image: Image, detections: Detections, class_names: Sequence[str], *, sc
 def _draw_caption(
     canvas: Image, text: str, corner: tuple[int, int], color: tuple[int, int, int], font_scale: float
 ) -> None:
-    """A filled label above the corner, moved inside where it would leave the picture."""
+    """A filled label above the corner, moved inside where it would leave the image."""
     (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font_scale, 1)
     left = max(0, min(corner[0], canvas.shape[1] - width - 2))
     top = corner[1] - height - baseline - 2
@@ -54,7 +54,7 @@ def _draw_caption(
 
 
 def tile(images: Sequence[Image], *, columns: int, cell_hw: tuple[int, int], gap: int = 4) -> Image:
-    """A grid of pictures on white, each fitted into a cell with its aspect kept.
+    """A grid of images on white, each fitted into a cell with its aspect kept.
 
     Args:
         images: (H_i, W_i, 3) uint8 RGB.

@@ -1,6 +1,6 @@
-"""The few containers that data travels in: Sample, Batch, Detections.
+"""The containers that carry the data: Sample, Batch, Detections.
 
-There is one box format inside: xyxy, float32, in pixels. Each container checks itself when it is made.
+There is one internal box format: xyxy, float32, in pixels. Each container checks itself when created.
 
 Legend: H, W height and width in pixels; n objects; B images in a batch.
 """
@@ -34,8 +34,8 @@ class Sample:
         image: (H, W, 3) uint8 RGB.
         boxes_xyxy: (n, 4) float32, pixels of `image`.
         labels: (n,) int64 in 0..C-1, an index into the class names.
-        crowd: (n,) bool; a crowd region is never a training target and only excuses detections in an evaluation.
-        image_id: what messages and result files call the image.
+        crowd: (n,) bool; a crowd region is never a training target; an evaluation ignores detections in it.
+        image_id: the image's name in messages and result files.
     """
 
     image: Image
@@ -122,7 +122,7 @@ class Detections:
         scores: (n,) float32 in [0, 1], objectness times class probability, not increasing.
         labels: (n,) int64, an index into the class names.
         darknet_ranks: (n,) int64, where Darknet's program would list the box; only for its metric, else None.
-        anchors: (n,) int64, which anchor gave the box, counted over the scales as the raw maps come; else None.
+        anchors: (n,) int64, which anchor gave the box, counted over the scales in raw-map order; else None.
     """
 
     boxes_xyxy: Floats = field(default_factory=_no_boxes)
@@ -151,11 +151,11 @@ class Detections:
         return len(self.scores)
 
     def best(self, count: int) -> Detections:
-        """The first `count` of them."""
+        """The first `count` detections."""
         return self._take(slice(count))
 
     def above(self, score: float) -> Detections:
-        """Those that score more."""
+        """The detections that score more than `score`."""
         return self._take(self.scores > score)
 
     def _take(self, rows: slice | Bools) -> Detections:

@@ -24,11 +24,11 @@ class LayerCost:
     """One layer that costs something, at batch 1.
 
     Attributes:
-        name: where it is in the network, as `named_modules` calls it.
+        name: its path in the network, as in `named_modules`.
         kind: conv | maxpool | maxout | avgpool.
         kernel: such as "3x3/2"; empty for Maxout.
         input_chw, output_chw: channels, height, width.
-        params: in the paper's counting.
+        params: parameters as the paper counts them.
         bflops: 1e9 operations.
         cio: elements read plus elements written.
     """
@@ -110,9 +110,9 @@ def _layer_cost(name: str, module: nn.Module, source: Tensor, target: Tensor) ->
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the layers, in the paper's counting; `params_with_norm` adds the normalisations' scales and shifts.
+    """Sums over the layers, as the paper counts; `params_with_norm` adds the normalisations' scales and shifts.
 
-    It is None where they are part of the convolutions already.
+    It is None if they are already part of the convolutions.
     """
 
     params: int
@@ -135,9 +135,9 @@ def complexity_table(costs: list[LayerCost], totals: Totals, held: Mapping[str, 
     """Layers and totals as text.
 
     Args:
-        costs: of the layers.
+        costs: costs of the layers.
         totals: their sums.
-        held: bytes of feature maps in memory after each layer, where they are known.
+        held: bytes of feature maps in memory after each layer, if known.
     """
     with_norm = f"; {totals.params_with_norm:,} with normalisation" if totals.params_with_norm is not None else ""
     memory = held or {}

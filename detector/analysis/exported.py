@@ -1,4 +1,4 @@
-"""What the layers of an exported file cost, hold in memory and take in time, by OpenVINO's own account."""
+"""Cost, memory and time of the layers of an exported file, as OpenVINO reports them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ POOLS = {"MaxPool": "maxpool", "AvgPool": "avgpool", "ReduceMean": "avgpool"}
 
 @dataclass(frozen=True)
 class ExportedCosts:
-    """Of an exported file, for one image.
+    """Costs of an exported file, for one image.
 
     Attributes:
-        layers: that cost something, in the order of execution.
+        layers: layers that cost something, in the order of execution.
         ms: the median time of the layers that OpenVINO times, by name.
-        total_ms: of the whole network.
-        held: bytes of feature maps in memory after each operation that is executed, by name.
-        peak_bytes: the most at any time.
+        total_ms: the median time of the whole network.
+        held: bytes of feature maps in memory after each executed operation, by name.
+        peak_bytes: the most held at any time.
     """
 
     layers: list[LayerCost]
@@ -55,14 +55,14 @@ class Step:
 
 
 def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts:
-    """The convolutions and poolings of an exported file, run in float32 (but for what is INT8 in it).
+    """The convolutions and poolings of an exported file, run in float32 (except its INT8 layers).
 
     Biases are not counted: in an exported file they hold the folded normalisation.
 
     Args:
         path: .onnx, .xml or .torchscript.
-        threads: to run with.
-        runs: on one image that count, after some that warm up.
+        threads: number of threads to run with.
+        runs: measured runs on one image, after some warm-up runs.
 
     Raises:
         InputError: another kind of file, or one that cannot be opened.
@@ -87,7 +87,7 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts
 
 
 def _read_for_one_image(path: Path) -> openvino.Model:
-    """The model at batch 1. Raises: InputError: it has not the one input of a network for images of one size."""
+    """The model at batch 1. Raises: InputError: it does not have exactly one input for images of one size."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = _read_script(path) if path.suffix == ".torchscript" else read_model(path)
@@ -121,7 +121,7 @@ def _measure(compiled: openvino.CompiledModel, runs: int) -> tuple[dict[str, flo
 
 
 def _read_script(path: Path) -> openvino.Model:
-    """A TorchScript file of ours as OpenVINO sees it, its convolutions called as in the network. Raises: InputError."""
+    """Our TorchScript file as an OpenVINO model, its convolutions named as in the network. Raises: InputError."""
     script, text = load_script(path)
     height, width = ExportRecord.from_json(text, str(path)).preprocess.size_hw
     model = openvino.convert_model(script, example_input=torch.zeros(1, 3, height, width))
@@ -134,18 +134,18 @@ def _read_script(path: Path) -> openvino.Model:
 
 
 def executed_steps(compiled: openvino.CompiledModel) -> list[Step]:
-    """What is executed, fused as the runtime fused it; a fused operation has the name of its first. Without weights.
+    """The executed operations without weights, fused as in the runtime; a fused one has the name of its first.
 
-    A reshape is a view and writes nothing. A concatenation is counted as a copy, though some layouts spare it.
+    A reshape is a view and writes nothing. A concatenation is counted as a copy, though some layouts avoid it.
     """
     steps: list[Step] = []
-    owner: dict[str, str] = {}  # name of an executed operation -> the step in whose memory its output is
+    owner: dict[str, str] = {}  # name of an executed operation -> the step whose memory holds its output
     for node in sorted(compiled.get_runtime_model().get_ops(), key=lambda node: int(_fact(node, "execOrder"))):
         name, kind = node.get_friendly_name(), _fact(node, "layerType")
         sources = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
         reads = tuple(owner[source] for source in sources if source in owner)
         if kind == "Output" or (kind != "Input" and not reads):
-            continue  # what the caller reads, later; weights, and what is made of them alone
+            continue  # outputs, which the caller reads later; weights, and what is computed from weights alone
         if kind == "Reshape":
             owner[name] = reads[0]
             continue
@@ -160,7 +160,7 @@ def _fact(node: Any, name: str) -> str:
 
 
 def held_bytes(steps: Sequence[Step]) -> tuple[dict[str, int], int]:
-    """Lets every result live until its last reader has run; what nobody reads, as the outputs, stays to the end.
+    """Keeps every result until its last reader has run; results without a reader, such as outputs, stay to the end.
 
     Returns:
         bytes held after each step, by name; the most at any time.
@@ -188,7 +188,7 @@ def _cost(operation: Any) -> LayerCost | None:
     params, operations = 0, 0
     strides = operation.get_attributes().get("strides", (1, 1))
     if kind in POOLS:
-        kernel = operation.get_attributes().get("kernel", chw_in[1:])  # a mean reads all places
+        kernel = operation.get_attributes().get("kernel", chw_in[1:])  # a mean covers all places
         operations = kernel[0] * kernel[1] * chw_out[0] * places if kind == "MaxPool" else 0
     else:
         weights = tuple(operation.input(1).get_shape())

@@ -1,4 +1,4 @@
-"""How much memory feature maps take at once: from the life of every tensor while the network runs."""
+"""How much memory feature maps take at once, from the lifetime of every tensor while the network runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, follows the storage of every tensor that an operation makes, until nobody holds it any more.
+    """While active, follows the storage of every tensor that an operation makes, until nothing holds it any more.
 
-    Views share their storage and take nothing. Weights and what was there before are not counted.
+    Views share their storage and add nothing. Weights and tensors from before are not counted.
 
     Attributes:
         live_bytes: held now.
@@ -50,16 +50,16 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         mine = {id(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and id(tensor) not in mine:  # an in-place operation gives back its argument
+            if isinstance(tensor, Tensor) and id(tensor) not in mine:  # an in-place operation returns its argument
                 self.follow(tensor)
         return result
 
 
 def activation_memory(network: nn.Module, size_hw: tuple[int, int]) -> tuple[int, dict[str, int]]:
-    """Bytes of the input and the feature maps of one image, as the network computes in evaluation.
+    """Bytes of the input and the feature maps of one image, with the network in eval mode.
 
     Args:
-        network: takes images (B, 3, H, W); is left in the mode in which it was.
+        network: takes images (B, 3, H, W); its mode is restored.
         size_hw: height and width of the input in pixels.
 
     Returns:

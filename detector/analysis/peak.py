@@ -1,4 +1,4 @@
-"""What this machine can compute at best."""
+"""The peak rates of this machine: computing and copying."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIDE = 4096
 
 
 def matrix_product_gflops(dtype: torch.dtype, *, repeats: int = 3) -> float:
-    """What one large product of square matrices achieves with torch's threads: 10^9 operations a second."""
+    """Rate of one large product of square matrices with torch's threads, in 10^9 operations a second."""
     left, right = (torch.ones(SIDE, SIDE, dtype=dtype) for _ in range(2))
     torch.mm(left, right)
     seconds = []
@@ -22,7 +22,7 @@ def matrix_product_gflops(dtype: torch.dtype, *, repeats: int = 3) -> float:
 
 
 def copy_gbytes(*, num_bytes: int = 2**28, repeats: int = 3) -> float:
-    """What copying a large tensor achieves with torch's threads: 10^9 bytes read and written a second."""
+    """Rate of copying a large tensor with torch's threads, in 10^9 bytes read and written a second."""
     source = torch.ones(num_bytes // 4)
     target = torch.empty_like(source)
     target.copy_(source)

@@ -1,4 +1,4 @@
-"""How long each layer takes on this machine, and how long it would at best (the roofline)."""
+"""How long each layer takes on this machine, and how long it would take at best (the roofline)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detector.models.layers import fold_batchnorm
 
 WARM_UP = 3
 BYTES = 4
-"""Of an element in float32."""
+"""Of one element in float32."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Machine:
     """What this machine can do at best, measured in float32 with torch's threads.
 
     Attributes:
-        gflops: of a large product of matrices.
-        gbytes: read and written per second by a large copy.
+        gflops: 10^9 operations a second in a large product of matrices.
+        gbytes: 10^9 bytes read and written a second by a large copy.
     """
 
     gflops: float
@@ -35,7 +35,7 @@ class Machine:
 
 
 def measure_machine() -> Machine:
-    """Measures for about a second."""
+    """Measures this machine for about a second."""
     return Machine(matrix_product_gflops(torch.float32), copy_gbytes())
 
 
@@ -48,7 +48,7 @@ def measure_layers(
         network: takes images (B, 3, H, W).
         names: of the modules to time.
         size_hw: height and width of the input in pixels.
-        runs: that count, after some that warm up.
+        runs: measured runs, after some warm-up runs.
 
     Returns:
         the median ms of each module that ran, and of the whole network.
@@ -82,16 +82,16 @@ def measure_layers(
 
 @dataclass(frozen=True)
 class LayerTime:
-    """A layer's time beside what the machine allows.
+    """A layer's time compared with what the machine allows.
 
     Attributes:
         ms: measured.
-        best_ms: computing at the machine's rate or moving its data at the machine's rate, whichever takes longer.
-        bound: compute | memory, whichever that is.
+        best_ms: time to compute or to move the data at the machine's rates, whichever is longer.
+        bound: compute | memory, whichever takes longer at best.
         gflops: achieved.
         share_of_peak: gflops over the machine's.
         share_of_roofline: best_ms over ms.
-        lost_ms: ms - best_ms; the layer with the most of it is to be optimised first.
+        lost_ms: ms - best_ms; optimise the layer with the largest value first.
     """
 
     ms: float
@@ -104,7 +104,7 @@ class LayerTime:
 
 
 def layer_time(cost: LayerCost, ms: float, machine: Machine) -> LayerTime:
-    """Puts a measured time beside the roofline. Inputs, outputs and weights are moved once each, in float32."""
+    """Compares a measured time with the roofline. Inputs, outputs and weights are moved once each, in float32."""
     computing = 1000 * cost.bflops / machine.gflops
     moving = 1000 * BYTES * (cost.elements_moved + cost.params) / 1e9 / machine.gbytes
     best = max(computing, moving)
@@ -129,7 +129,7 @@ def time_table(
     rows: int,
     engine: str = "PyTorch",
 ) -> str:
-    """What to optimise first: the layers by the time that they lose against the roofline."""
+    """What to optimise first: the layers sorted by the time they lose against the roofline."""
     timed = sorted((cost for cost in costs if cost.name in times), key=lambda cost: -times[cost.name].lost_ms)
     width = max([len(cost.name) for cost in timed] + [5])
     lines = [
@@ -147,7 +147,7 @@ def time_table(
     layers_ms = sum(one.ms for one in times.values())
     best_ms = sum(one.best_ms for one in times.values())
     lines.append(
-        f"{len(timed)} layers: {layers_ms:.2f} ms, at best {best_ms:.2f} ms; the network: {total_ms:.2f} ms, of it "
-        f"{max(total_ms - layers_ms, 0):.2f} ms elsewhere (activations, additions, concatenations, overhead)"
+        f"{len(timed)} layers: {layers_ms:.2f} ms, at best {best_ms:.2f} ms; the network: {total_ms:.2f} ms, "
+        f"{max(total_ms - layers_ms, 0):.2f} ms of it elsewhere (activations, additions, concatenations, overhead)"
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Darknet models in and out: cfg, weights, network, export."""
+"""Reads and writes Darknet models: cfg, weights, network, export."""
 
 from detector.darknet.network import DarknetNetwork, build_darknet, load_darknet
 

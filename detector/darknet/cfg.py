@@ -1,4 +1,4 @@
-"""Darknet's cfg files: text <-> sections. Every key keeps its line, so that an error can name it."""
+"""Darknet's cfg files: text <-> sections. Every key keeps its line number for error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detector.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 MAX_DIMENSION = 1 << 16
-"""No sensible cfg has a larger number of channels, pixels or filters; a typing error does not cost the memory."""
+"""No sensible cfg has more channels, pixels or filters; the limit keeps a typo from using up the memory."""
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Section:
 
     Attributes:
         name: such as convolutional.
-        where: file and line, for errors.
+        where, line: file and line, for errors.
         options: key -> (value as text, line).
     """
 
@@ -55,7 +55,7 @@ class Section:
         return value
 
     def numbers(self, key: str) -> list[float]:
-        """A list with commas; empty without the key. Raises: InputError."""
+        """A comma-separated list; empty if the key is missing. Raises: InputError."""
         if key not in self.options:
             return []
         try:
@@ -63,14 +63,14 @@ class Section:
         except ValueError:
             values = [math.nan]
         if not all(math.isfinite(value) for value in values):
-            raise self.error(key, "expected numbers with commas between them")
+            raise self.error(key, "expected comma-separated numbers")
         return values
 
     def integers(self, key: str) -> list[int]:
-        """A list of whole numbers with commas. Raises: InputError."""
+        """A comma-separated list of whole numbers. Raises: InputError."""
         values = self.numbers(key)
         if any(value != int(value) or abs(value) > MAX_DIMENSION for value in values):
-            raise self.error(key, "expected whole numbers with commas between them")
+            raise self.error(key, "expected comma-separated whole numbers")
         return [int(value) for value in values]
 
     def error(self, key: str, problem: str) -> InputError:
@@ -82,7 +82,7 @@ class Section:
 def parse_cfg(text: str, where: str) -> list[Section]:
     """Text -> sections, in order; the first is [net] (or [network]).
 
-    Comments (# or ;) stand on lines of their own, as in Darknet, or behind a value.
+    Comments (# or ;) are on their own line, as in Darknet, or after a value.
 
     Args:
         text: of the file.
@@ -105,13 +105,13 @@ def parse_cfg(text: str, where: str) -> list[Section]:
         if not separator or not key.strip():
             raise InputError(f"{where}, line {number}: expected key=value, got {line[:60]!r}")
         if not sections:
-            raise InputError(f"{where}, line {number}: {key.strip()} stands before the first [section]")
+            raise InputError(f"{where}, line {number}: {key.strip()} appears before the first [section]")
         if key.strip() in sections[-1].options:  # Darknet takes the first one (`option_find`)
-            _LOG.warning("%s, line %d: [%s] %s stands twice, the first counts", where, number, sections[-1].name, key)
+            _LOG.warning("%s, line %d: [%s] %s appears twice, the first is used", where, number, sections[-1].name, key)
             continue
         sections[-1].options[key.strip()] = (value.strip(), number)
     if not sections or sections[0].name not in {"net", "network"}:
-        raise InputError(f"{where}: is no Darknet cfg: it does not start with [net]")
+        raise InputError(f"{where}: is not a Darknet cfg: it does not start with [net]")
     if len(sections) == 1:
         raise InputError(f"{where}: has no layers, only [net]")
     return sections
@@ -130,5 +130,5 @@ def format_cfg(sections: Iterable[tuple[str, dict[str, object]]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """1.0 -> 1: Darknet reads lists of anchors as whole numbers or decimals alike, people prefer the former."""
+    """1.0 -> 1: Darknet reads anchors as whole numbers or decimals; whole numbers are easier to read."""
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)

@@ -1,9 +1,9 @@
 """Our detectors -> Darknet cfg and weights that Darknet itself can run.
 
-Each part of a network is written as sections in the order in which Darknet computes them; layers are named by their
-number. A map that is needed twice is reached by [route].
+Each part of a network is written as sections in the order in which Darknet computes them; layers are referred to by
+number. A map that is needed again is read with [route].
 
-Legend: a "layer" below is the number of a section, counted from 0 behind [net].
+Legend: a "layer" below is the number of a section, counted from 0 after [net].
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class CfgWriter:
         return self.section("convolutional", {**options, "activation": activation})
 
     def sequence(self, modules: Sequence[nn.Module], layer: int) -> int:
-        """One module after the other, from `layer` on."""
+        """Writes modules one after the other; the first reads `layer`."""
         for module in modules:
             layer = self.module(module, layer)
         return layer
@@ -83,7 +83,7 @@ class CfgWriter:
             return self._cross_stage_partial(module, layer)
         if isinstance(module, TwoWayDenseLayer):
             if module.weigh is not None:
-                raise InputError("to-darknet: does not know squeeze and excitation (model.squeeze_excite)")
+                raise InputError("to-darknet: does not support squeeze and excitation (model.squeeze_excite)")
             deep = self.module(module.deep, layer)
             shallow = self.module(module.shallow, layer)
             return self.section("route", {"layers": [layer, deep, shallow]})
@@ -112,7 +112,7 @@ class CfgWriter:
             here = len(self.sections) - 1
             self.conv(module.gate, nn.Identity(), "logistic")
             return self.section("sam", {"from": here})
-        raise InputError(f"to-darknet: does not know {type(module).__name__}")
+        raise InputError(f"to-darknet: does not support {type(module).__name__}")
 
     def concatenate(self, layers: Sequence[int]) -> int:
         return self.section("route", {"layers": list(layers)})
@@ -132,7 +132,7 @@ class CfgWriter:
 def export_detector(network: Detector, model: ModelConfig, preprocess: PreprocessConfig) -> DarknetNetwork:
     """A Darknet network with the cfg and the weights of one of our detectors.
 
-    Its [yolo] sections stand fine to coarse, as our raw maps.
+    Its [yolo] sections are in the order of our raw maps, fine to coarse.
 
     Raises:
         InputError: a part that has no Darknet counterpart.
@@ -162,7 +162,7 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
 def convolution_paths(network: Detector) -> list[str]:
     """Where the convolutions of `export_detector` come from: paths of our modules, in the order of the file.
 
-    A `ConvBN` stands for its convolution with normalisation and activation, as one section does.
+    A `ConvBN` includes its convolution, normalisation and activation, as one section does.
     """
     writer = CfgWriter()
     _neck(writer, network.neck, _backbone(writer, network.backbone))
@@ -172,7 +172,7 @@ def convolution_paths(network: Detector) -> list[str]:
 
 
 def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
-    """The network of what was written, with the weights of the modules that it came from."""
+    """The network made of the written sections, with the weights of the original modules."""
     exported = build_darknet(format_cfg([("net", net), *writer.sections]), "the exported cfg")
     for (source, norm), (_, target) in zip(writer.sources, exported.convolutions(), strict=True):
         target.conv.load_state_dict(source.state_dict())
@@ -181,7 +181,7 @@ def _finish(writer: CfgWriter, net: dict[str, object]) -> DarknetNetwork:
 
 
 def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
-    """C2 to C5."""
+    """Writes the backbone; returns the layers of C2 to C5."""
     if isinstance(backbone, CSPPeleeNet):
         layer, maps = writer.module(backbone.stem, -1), []
         for stage, transition in zip(backbone.stages, backbone.transitions, strict=True):
@@ -195,15 +195,15 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
             layer = writer.module(stage, layer)
             maps.append(layer)
         return maps[-4:]
-    raise InputError(f"to-darknet: does not know {type(backbone).__name__}")
+    raise InputError(f"to-darknet: does not support {type(backbone).__name__}")
 
 
 def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, ...]:
-    """The fused maps; follows `ExactFusionModel.forward` line by line."""
+    """Writes the neck; returns the layers of the fused maps. Follows `ExactFusionModel.forward` line by line."""
     if isinstance(neck, PartialResidualNeck):
         return _partial_residual(writer, neck, maps)
     if not isinstance(neck, ExactFusionModel):
-        raise InputError(f"to-darknet: does not know {type(neck).__name__}")
+        raise InputError(f"to-darknet: does not support {type(neck).__name__}")
     c2, c3, c4, c5 = maps
     c3 = writer.module(neck.maxout_c3, c3)
     l5 = writer.module(neck.lateral5, c5)
@@ -219,7 +219,7 @@ def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, ...
 
 
 def _partial_residual(writer: CfgWriter, neck: PartialResidualNeck, maps: list[int]) -> tuple[int, ...]:
-    """The fused maps; follows `PartialResidualNeck.forward` line by line."""
+    """Writes the neck; returns the layers of the fused maps. Follows `PartialResidualNeck.forward` line by line."""
     activation = _ACTIVATION_NAMES[type(neck.activation)]
 
     def add(layer: int, other: int) -> int:

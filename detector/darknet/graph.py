@@ -1,4 +1,4 @@
-"""Sections of a cfg -> modules, their sources and shapes; what cannot fit is found before any image passes."""
+"""Sections of a cfg -> modules, their sources and shapes; mismatches are found before any image is processed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ Shape = tuple[int, int, int]
 
 
 def warn_of_unknown_keys(section: Section) -> None:
-    """Names file and line of every key that this program does not know."""
+    """Warns of every key that this program does not know, with file and line."""
     name = "net" if section.name == "network" else section.name
     for key in sorted(section.options.keys() - _KNOWN_KEYS[name]):
         value, line = section.options[key]
@@ -119,7 +119,7 @@ def warn_of_unknown_keys(section: Section) -> None:
 
 
 class GraphBuilder:
-    """Turns sections into layers, and follows the shapes so that what cannot fit is found before any image passes."""
+    """Turns sections into layers and tracks shapes, so that mismatches are found before any image is processed."""
 
     def __init__(self, input_chw: Shape) -> None:
         self.input_chw = input_chw
@@ -146,7 +146,7 @@ class GraphBuilder:
         maker = self._makers.get(section.name)
         if maker is None:
             raise InputError(
-                f"{section.where}, line {section.line}: unknown section [{section.name}]; known are "
+                f"{section.where}, line {section.line}: unknown section [{section.name}]; expected one of "
                 f"{', '.join(self._makers)}"
             )
         warn_of_unknown_keys(section)
@@ -155,7 +155,7 @@ class GraphBuilder:
     def _append(self, layer: nn.Module, sources: Sequence[int], shape: Shape, section: Section) -> None:
         if min(shape) < 1 or math.prod(shape) > 1 << 31:
             raise InputError(
-                f"{section.where}, line {section.line}: [{section.name}] has the impossible output {shape}"
+                f"{section.where}, line {section.line}: [{section.name}] has the impossible output shape {shape}"
             )
         self.layers.append(layer)
         self.sources.append(tuple(sources))
@@ -196,7 +196,7 @@ class GraphBuilder:
         dilation = section.integer("dilation", 1, minimum=1, maximum=64) if size > 1 else 1
         padding = size // 2 if section.integer("pad", 0) else section.integer("padding", 0, maximum=64)
         if filters * channels // groups * size * size > 1 << 28:
-            raise section.error("filters", "more than 268 million weights in one layer")
+            raise section.error("filters", "expected at most 268 million weights in one layer")
         stride = self._strides(section)
         layer = ConvBN(
             channels,
@@ -239,7 +239,7 @@ class GraphBuilder:
         groups = section.integer("groups", 1, minimum=1)
         group_id = section.integer("group_id", 0, maximum=groups - 1)
         if any(shape[1:] != shapes[0][1:] for shape in shapes):
-            raise section.error("layers", f"maps of different sizes {[shape[1:] for shape in shapes]}")
+            raise section.error("layers", f"expected maps of one size, got {[shape[1:] for shape in shapes]}")
         if any(shape[0] % groups for shape in shapes):
             raise section.error("groups", f"expected a divisor of {[shape[0] for shape in shapes]} channels")
         channels = sum(shape[0] // groups for shape in shapes)
@@ -280,12 +280,13 @@ class GraphBuilder:
         mask = section.integers("mask") or list(range(section.integer("num", 1, minimum=1, maximum=64)))
         classes = section.integer("classes", 20, minimum=1)
         if len(anchors) % 2 or any(not 0 <= index < len(anchors) // 2 for index in mask):
-            raise section.error("mask", f"expected numbers of the {len(anchors) // 2} anchors")
+            raise section.error("mask", f"expected indices of the {len(anchors) // 2} anchors")
         channels = self._previous()[0]
         if channels != len(mask) * (5 + classes):
             needed = len(mask) * (5 + classes)
             raise section.error(
-                "classes", f"{len(mask)} anchors and {classes} classes need filters={needed} before, not {channels}"
+                "classes",
+                f"{len(mask)} anchors and {classes} classes need filters={needed} in the layer before, not {channels}",
             )
         yolo = YoloSection(
             anchors_wh=tuple((anchors[2 * index], anchors[2 * index + 1]) for index in mask),

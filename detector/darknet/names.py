@@ -1,4 +1,4 @@
-"""Class names of Darknet models: a text file with one name a line."""
+"""Class names of Darknet models: a text file with one name per line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COCO_CLASSES = 80
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """The names in a file; those of Darknet's coco.names in COCO's own words, so that COCO's labels find them.
+    """The names in a file; those of Darknet's coco.names become COCO's own, to match COCO's labels.
 
     Raises:
         InputError: the file is missing or empty.
@@ -28,14 +28,14 @@ def read_names(path: Path) -> tuple[str, ...]:
         raise InputError(f"{path}: no such file of class names")
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
-        raise InputError(f"{path}: holds no class names")
+        raise InputError(f"{path}: has no class names; expected one per line")
     if len(names) == _COCO_CLASSES and names[0] == "person":
         names = [_COCO_WORDS.get(name, name) for name in names]
     return tuple(names)
 
 
 def find_names(cfg_path: Path, num_classes: int) -> tuple[str, ...]:
-    """The names for a cfg when none are given: a *.names file of that length beside it, else class0, class1, ..."""
+    """The names for a cfg when none are given: a *.names file with as many names beside it, else class0, class1, ..."""
     for path in sorted(cfg_path.parent.glob("*.names")):
         names = read_names(path)
         if len(names) == num_classes:

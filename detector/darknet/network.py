@@ -26,7 +26,7 @@ from detector.errors import InputError
 from detector.models.layers import ConvBN
 
 MAX_WEIGHTS = 1 << 29
-"""Twice the largest public network has far fewer; a mistyped cfg does not take the machine's memory."""
+"""Even twice the largest public network has far fewer; the limit keeps a typo from using up the memory."""
 
 
 class DarknetNetwork(nn.Module):
@@ -34,8 +34,8 @@ class DarknetNetwork(nn.Module):
 
     Attributes:
         layers: one module for each section after [net].
-        sources: for each layer the indices of the layers that it reads, -1 the image.
-        size_chw: channels, height, width that [net] asks for; other multiples of the stride work as well.
+        sources: for each layer the indices of the layers that it reads; -1 is the image.
+        size_chw: channels, height, width from [net]; other multiples of the stride work as well.
         yolo_sections: of a detector, in file order.
         strides: input pixels per cell of each [yolo], in file order.
         header: of the weights file that was read.
@@ -106,10 +106,10 @@ class DarknetNetwork(nn.Module):
         self.header = read_weights(Path(path), self.convolutions())
 
     def load_first_layers(self, path: str | Path) -> tuple[list[str], list[str]]:
-        """Reads a .weights file that holds all layers or the first ones; returns the names of both kinds.
+        """Reads a .weights file that holds all layers or the first ones; returns the names of read and unread layers.
 
         Raises:
-            InputError: the file does not end where a layer ends, so it is of another cfg.
+            InputError: the file does not end where a layer ends, so it is for another cfg.
         """
         payload, convolutions = payload_size(Path(path)), self.convolutions()
         for count in range(len(convolutions), 0, -1):
@@ -117,8 +117,8 @@ class DarknetNetwork(nn.Module):
                 read_weights(Path(path), convolutions[:count])
                 return [name for name, _ in convolutions[:count]], [name for name, _ in convolutions[count:]]
         raise InputError(
-            f"{path}: does not end where a layer of this cfg ends; with other classes or another cfg, take the layers "
-            "that both have in common: tools/convert.py partial"
+            f"{path}: does not end where a layer of this cfg ends; for other classes or another cfg, extract "
+            "the layers that both share: tools/convert.py partial"
         )
 
     def save_weights(self, path: str | Path) -> None:
@@ -129,13 +129,13 @@ class DarknetNetwork(nn.Module):
 def load_darknet(
     cfg_path: str | Path, weights_path: str | Path | None = None, *, cpu_parity: bool = True
 ) -> DarknetNetwork:
-    """Builds the network of a cfg, in eval mode, with the weights of a .weights file or freshly drawn ones.
+    """Builds the network of a cfg, in eval mode, with the weights of a .weights file or PyTorch's initial ones.
 
     Args:
         cfg_path: the cfg.
         weights_path: the weights; None leaves PyTorch's initial ones.
-        cpu_parity: give what Darknet's CPU program gives, incomplete pooling windows included (see `MaxPool`); False =
-            what its GPU program gives, for which public weights were trained.
+        cpu_parity: compute what Darknet's CPU program computes, with its incomplete pooling windows (see `MaxPool`);
+            False = what its GPU program computes, for which public weights were trained.
 
     Returns:
         a module: images (B, 3, H, W) in [0, 1] -> the inputs of the [yolo] sections in file order, or the logits before
@@ -151,7 +151,7 @@ def load_darknet(
         raise InputError(f"{cfg_path}: cannot be read: {error.strerror}") from error
     network = _plan(text, str(cfg_path), cpu_parity=cpu_parity)
     if weights_path is not None:
-        check_size(Path(weights_path), network.convolutions())  # before any memory is taken
+        check_size(Path(weights_path), network.convolutions())  # before any memory is allocated
     _take_memory(network)
     if weights_path is not None:
         network.load_weights(weights_path)
@@ -164,12 +164,12 @@ def build_darknet(text: str, where: str, *, cpu_parity: bool = False) -> Darknet
 
 
 def _plan(text: str, where: str, *, cpu_parity: bool) -> DarknetNetwork:
-    """The network without memory for its weights."""
+    """The network, before memory for its weights is allocated."""
     with torch.device("meta"):
         network = DarknetNetwork(parse_cfg(text, where), text).eval()
     num_weights = sum(parameter.numel() for parameter in network.parameters())
     if num_weights > MAX_WEIGHTS:
-        raise InputError(f"{where}: has {num_weights:,} weights; at most {MAX_WEIGHTS:,} are taken for no mistake")
+        raise InputError(f"{where}: has {num_weights:,} weights; at most {MAX_WEIGHTS:,} are allowed; check the cfg")
     for layer in network.layers:
         if isinstance(layer, MaxPool):
             layer.cpu_parity = cpu_parity
@@ -177,7 +177,7 @@ def _plan(text: str, where: str, *, cpu_parity: bool) -> DarknetNetwork:
 
 
 def _take_memory(network: DarknetNetwork) -> DarknetNetwork:
-    """Gives a planned network its memory and PyTorch's initial weights."""
+    """Allocates a planned network's memory and draws PyTorch's initial weights."""
     network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):

@@ -18,13 +18,13 @@ from detector.models.layers import ACTIVATIONS
 
 @dataclass(frozen=True)
 class YoloSection:
-    """What a [yolo] section says about reading its input.
+    """How a [yolo] section reads its input.
 
     Attributes:
-        anchors_wh: of its mask, (width, height) in network pixels.
+        anchors_wh: the anchors of its mask, (width, height) in network pixels.
         num_classes: C.
         scale_xy: scale_x_y.
-        new_coords: whether its input is activated already and sizes are squares (Scaled-YOLOv4).
+        new_coords: whether its input is already activated and sizes are squared (Scaled-YOLOv4).
         section: the section itself, for the keys of the training recipe.
     """
 
@@ -36,12 +36,12 @@ class YoloSection:
 
 
 class MaxPool(nn.Module):
-    """Darknet's maxpool: `padding` pixels in all (size - 1 by default), half of them, rounded down, before the map.
+    """Darknet's maxpool: `padding` pixels in total (size - 1 by default), half of them (rounded down) before the map.
 
     Attributes:
-        cpu_parity: leave out what Darknet's CPU program leaves out. It computes eight neighbours at once
-            (`forward_maxpool_layer_avx`), and where the window of the first one sticks out on the left, all eight lose
-            that column. In training, on GPUs and in other programs the windows are whole.
+        cpu_parity: leave out the columns that Darknet's CPU program leaves out. It computes eight neighbours at once
+            (`forward_maxpool_layer_avx`); if the first one's window starts n columns left of the map, all eight windows
+            lose their first n columns. In training, on GPUs and in other programs the windows are complete.
     """
 
     def __init__(self, size: int, stride: tuple[int, int], padding: int) -> None:
@@ -65,7 +65,7 @@ class MaxPool(nn.Module):
 
 
 class Route(nn.Module):
-    """Concatenates maps, or the group `group_id` of `groups` of each."""
+    """Concatenates maps, or group `group_id` (of `groups`) of each map."""
 
     def __init__(self, groups: int, group_id: int) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class Route(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Adds maps to the first one, channel by channel as far as both reach; then an activation.
+    """Adds maps to the first one in the channels that both have; then an activation.
 
-    A map of another size is subsampled, or spread over every n-th place, as in the program of 2018 (`shortcut_cpu`).
+    A map of another size is subsampled, or spread over every n-th position, as in Darknet of 2018 (`shortcut_cpu`).
     """
 
     def __init__(self, activation: str) -> None:
@@ -102,7 +102,7 @@ class Shortcut(nn.Module):
 
 
 class Multiply(nn.Module):
-    """[scale_channels] and [sam]: the earlier map times this one, (B, C, 1, 1) or of the same size."""
+    """[scale_channels] and [sam]: the earlier map times this one, which is (B, C, 1, 1) or of the same size."""
 
     def __init__(self, activation: str) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Multiply(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, times `scale`."""
+    """Nearest-neighbour upsampling, multiplied by `scale`."""
 
     def __init__(self, stride: int, scale: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What a cfg says about training: its [net] and [yolo] sections as an experiment.
+"""The training settings in a cfg: its [net] and [yolo] sections as an experiment config.
 
-Keys that the cfg leaves out have Darknet's defaults. What Darknet does not know (workers, evaluation) has those of
-this program; every field can be overridden as with a YAML file.
+Keys missing from the cfg have Darknet's defaults. Settings that Darknet does not have (workers, evaluation) have this
+program's defaults. Every field can be overridden as with a YAML file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from detector.darknet.network import DarknetNetwork
 from detector.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-# Keys that change Darknet's training but not ours -> the values that change nothing.
+# Keys that change Darknet's training but not ours -> the values that have no effect.
 _UNUSED_KEYS = {
     "angle": ("0",),
     "cutmix": ("0",),
@@ -31,10 +31,10 @@ _BOX_LOSSES = {"mse", "giou", "diou", "ciou"}
 
 
 def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The sections of a `DetectConfig` as a tree; fields that a cfg does not know have their defaults.
+    """The sections of a `DetectConfig` as a tree; fields that a cfg does not have get their defaults.
 
     Raises:
-        InputError: the cfg trains in a way that this program does not know; the line is named.
+        InputError: the cfg trains in a way that this program does not support; the error names the line.
     """
     net = network.net
     if not network.yolo_sections:
@@ -60,7 +60,7 @@ def experiment_tree(network: DarknetNetwork, class_names: tuple[str, ...]) -> di
 
 
 def _warn_of_unused_keys(section: Section) -> None:
-    """Says which keys of the recipe have no counterpart here and are left out."""
+    """Warns of training keys that have no counterpart here and are ignored."""
     for key, neutral in _UNUSED_KEYS.items():
         if key in section and section.text(key, "") not in neutral:
             _, line = section.options[key]
@@ -90,7 +90,7 @@ def _loss(yolo: Section, net: Section) -> dict[str, Any]:
         raise yolo.error("iou_loss", f"expected one of {', '.join(sorted(_BOX_LOSSES))}")
     return {
         "box": box,
-        # today's default of .75 also scales mse; the program of 2019 did not
+        # today's default of .75 also scales mse; Darknet of 2019 did not
         "box_weight": yolo.number("iou_normalizer", 1.0 if box == "mse" else 0.75),
         "objectness_weight": yolo.number("obj_normalizer", 1),
         "class_weight": yolo.number("cls_normalizer", 1),
@@ -103,7 +103,7 @@ def _loss(yolo: Section, net: Section) -> dict[str, Any]:
 def _train(net: Section) -> dict[str, Any]:
     policy = net.text("policy", "constant")
     if policy not in {"steps", "constant"}:
-        raise net.error("policy", "detectors train with policy=steps or constant here")
+        raise net.error("policy", "expected steps or constant for a detector")
     return {
         "max_steps": net.integer("max_batches", 500_000, minimum=1, maximum=1 << 31),
         "batch_size": net.integer("batch", 64, minimum=1),

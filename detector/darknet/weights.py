@@ -42,23 +42,23 @@ class WeightsHeader:
 def read_header(content: bytes, where: str) -> tuple[WeightsHeader, int]:
     """The header at the start of a file, and its length in bytes. Raises: InputError."""
     if len(content) < 16:
-        raise InputError(f"{where}: is no Darknet weights file: only {len(content)} bytes")
+        raise InputError(f"{where}: is not a Darknet weights file: only {len(content)} bytes")
     major, minor, revision = struct.unpack_from("<iii", content)
     if not (major == 0 and minor in (1, 2)):
-        raise InputError(f"{where}: is no Darknet weights file of version 0.1 or 0.2 (it says {major}.{minor})")
+        raise InputError(f"{where}: is not a Darknet weights file of version 0.1 or 0.2 (got {major}.{minor})")
     length = 20 if minor == 2 else 16
     if len(content) < length:
-        raise InputError(f"{where}: is no Darknet weights file: only {len(content)} bytes")
+        raise InputError(f"{where}: is not a Darknet weights file: only {len(content)} bytes")
     (seen,) = struct.unpack_from("<Q" if minor == 2 else "<I", content, 12)
     return WeightsHeader(major, minor, revision, seen), length
 
 
 def read_weights(path: Path, convolutions: list[tuple[str, ConvBN]]) -> WeightsHeader:
-    """Fills convolutions from a file; all of it or nothing.
+    """Fills convolutions from a file; changes nothing if it does not fit.
 
     Raises:
-        InputError: no such file, no Darknet weights, too short (which section starved) or too long (how many bytes are
-            left).
+        InputError: the file is missing, not a Darknet weights file, too short (names the incomplete layer) or too long
+            (counts the surplus bytes).
     """
     check_size(path, convolutions)
     content = path.read_bytes()
@@ -81,10 +81,10 @@ def check_size(path: Path, convolutions: list[tuple[str, ConvBN]]) -> None:
         position += 4 * sum(tensor.numel() for tensor in _tensors(layer))
         if position > payload:
             raise InputError(
-                f"{path}: ends {position - payload} bytes before {name} is complete; it is cut off, or of another cfg"
+                f"{path}: ends {position - payload} bytes before {name} is complete; it is truncated or for another cfg"
             )
     if position < payload:
-        raise InputError(f"{path}: {payload - position} bytes are left after the last layer; it is of another cfg")
+        raise InputError(f"{path}: {payload - position} bytes are left after the last layer; it is for another cfg")
 
 
 def write_weights(path: Path, convolutions: list[tuple[str, ConvBN]], header: WeightsHeader) -> None:
@@ -97,12 +97,12 @@ def write_weights(path: Path, convolutions: list[tuple[str, ConvBN]], header: We
 
 
 def weights_size(convolutions: list[tuple[str, ConvBN]]) -> int:
-    """Bytes of a version 0.2 file: how to tell a whole download from a broken one."""
+    """Bytes of a version 0.2 file, to tell a complete download from a broken one."""
     return HEADER_BYTES + 4 * sum(tensor.numel() for _, layer in convolutions for tensor in _tensors(layer))
 
 
 def payload_size(path: Path) -> int:
-    """Bytes behind the header of a weights file. Raises: InputError."""
+    """Bytes after the header of a weights file. Raises: InputError."""
     try:
         with path.open("rb") as file:
             start = file.read(HEADER_BYTES)

@@ -1,1 +1,1 @@
-"""Data sets: annotation formats, augmentation, the order of the images."""
+"""Data sets: annotation formats, augmentation and the order of the images."""

@@ -19,13 +19,13 @@ def load_coco(
 
     Args:
         annotations: the JSON.
-        images_dir: where the pictures are; None = `images/` beside the JSON, or the folder that COCO's own layout
+        images_dir: where the images are; None = `images/` beside the JSON, or the folder that COCO's own layout
             implies (annotations/instances_val2017.json -> val2017/).
         class_names: the classes in the order of the labels; None = the file's categories by id.
         policy: see `DataConfig.bad_labels`.
 
     Raises:
-        InputError: the file is missing or is no COCO instances file, the pictures' folder is missing, or no image is
+        InputError: the file is missing or is not a COCO instances file, the image folder is missing, or no image is
             usable.
     """
     content = read_coco_json(annotations)
@@ -53,7 +53,7 @@ def load_coco(
         objects.clear()
     for image_id, orphans in by_image.items():
         builder.report(
-            str(annotations), "missing_image", f"{len(orphans)} annotations name image {image_id}", "object dropped"
+            str(annotations), "missing_image", f"{len(orphans)} annotations refer to image {image_id}", "object dropped"
         )
     return builder.build(coco_json=annotations)
 
@@ -68,10 +68,10 @@ def _add_object(builder: DatasetBuilder, item: CocoAnnotation, names: dict[Any, 
 
 def _find_images_dir(annotations: Path) -> Path:
     official = annotations.parent.parent / annotations.stem.removeprefix("instances_").removeprefix("image_info_")
-    test_dev = official.with_name(official.name.replace("test-dev", "test"))  # a part of the same pictures
+    test_dev = official.with_name(official.name.replace("test-dev", "test"))  # test-dev is a subset of test
     candidates = list(dict.fromkeys([annotations.parent / "images", official, test_dev]))
     for folder in candidates:
         if folder.is_dir():
             return folder
     tried = " or ".join(str(folder) for folder in candidates)
-    raise InputError(f"{annotations}: its pictures were expected in {tried}; give their folder with --images")
+    raise InputError(f"{annotations}: expected its images in {tried}; give the image folder with --images")

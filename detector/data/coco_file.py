@@ -1,4 +1,4 @@
-"""COCO's JSON files, read quickly and without what nobody asks for."""
+"""Reads COCO's JSON files quickly, without the fields that are not used."""
 
 from __future__ import annotations
 
@@ -54,29 +54,29 @@ class LabelledCocoFile(CocoFile, kw_only=True):
 
 
 def read_coco_json(path: Path) -> CocoFile:
-    """The content of a COCO file, without what training does not need (outlines, licences). Raises: InputError."""
+    """The content of a COCO file, without outlines and licences, which training does not need. Raises: InputError."""
     try:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             return _decode(content, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path}: no valid JSON: it is empty") from error
+        raise InputError(f"{path}: is not valid JSON: the file is empty") from error
 
 
 def _decode(content: mmap, path: Path) -> CocoFile:
-    """Reads strictly and quickly; what is beyond the standard (NaN) is left to Python's own parser."""
+    """Decodes strictly and quickly; Python's own parser reads what the JSON standard does not allow (NaN)."""
     kind = CocoFile if path.stem.startswith("image_info") else LabelledCocoFile  # COCO's test sets have no annotations
     try:
         with memoryview(content) as view:
             return msgspec.json.decode(view, type=kind)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: no COCO instances file: {error}") from error
+        raise InputError(f"{path}: is not a COCO instances file: {error}") from error
     except msgspec.DecodeError:
         pass
     try:
         return msgspec.convert(json.loads(content[:].decode("utf-8-sig")), type=kind)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: no COCO instances file: {error}") from error
+        raise InputError(f"{path}: is not a COCO instances file: {error}") from error
     except ValueError as error:
-        raise InputError(f"{path}: no valid JSON: {error}") from error
+        raise InputError(f"{path}: is not valid JSON: {error}") from error

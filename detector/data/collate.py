@@ -11,9 +11,9 @@ from detector.structures import Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one size -> Batch (B, 3, H, W). Crowd regions are no targets and stay behind.
+    """Samples of one size -> Batch (B, 3, H, W). Crowd regions are not targets and are left out.
 
-    The pixels stay in the order in which they were read, which is PyTorch's channels_last.
+    The pixels keep their order in memory, which is PyTorch's channels_last.
     """
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     return Batch(

@@ -1,8 +1,8 @@
-"""A detection data set in memory: where the pictures are, what is in them, and what was wrong with the labels.
+"""A detection data set in memory: where the images are, what is in them, and what was wrong with the labels.
 
 The readers of the annotation formats feed a `DatasetBuilder`; it applies one set of rules to all of them.
 
-Legend: I images, n objects of all images together, in the order of the images.
+Legend: I images, n objects of all images together, in image order.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from detector.errors import InputError
 from detector.structures import Bools, Floats, Ints, Sample
 
 BORDER_TOLERANCE = 1.0
-"""Boxes that stick out of the picture by at most so many pixels are clipped without a word (rounding)."""
+"""Boxes that extend past the image by at most this many pixels are clipped without a report (rounding)."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a label or a picture.
+    """Something wrong with a label or an image.
 
     Attributes:
         where: file, and line or object in it.
         rule: zero_size | outside | partly_outside | not_finite | unknown_class | duplicate | missing_image |
             unreadable_image | unreadable_annotation | duplicate_image.
-        value: what stood there.
+        value: what was found there.
         action: clipped | object dropped | image dropped.
     """
 
@@ -50,20 +50,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class DetectionDataset:
-    """Images and their objects; the objects lie in flat arrays, which worker processes share.
+    """Images and their objects; the objects are stored in flat arrays, which worker processes share.
 
     Attributes:
         name: for messages.
         class_names: a label is an index into them.
-        paths: I picture files.
-        image_ids: I ids of the annotation file, or the file stems.
+        paths: I image files.
+        image_ids: I ids from the annotation file, or the file stems.
         sizes_hw: (I, 2) int64 heights and widths.
         offsets: (I + 1,) int64; the objects of image i are offsets[i] to offsets[i + 1].
         boxes_xyxy: (n, 4) float32 pixels.
         labels: (n,) int64.
         crowd: (n,) bool; also VOC's "difficult".
         problems: what the rules found.
-        coco_json: the annotation file that an evaluation must use unchanged, for COCO data sets.
+        coco_json: for COCO data sets, the annotation file, which an evaluation must use unchanged.
     """
 
     name: str
@@ -82,7 +82,7 @@ class DetectionDataset:
         return len(self.paths)
 
     def objects(self, index: int) -> slice:
-        """Where the objects of image `index` lie in the flat arrays."""
+        """The slice of the flat arrays that holds the objects of image `index`."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def targets(self, index: int) -> tuple[Floats, Ints]:
@@ -92,23 +92,23 @@ class DetectionDataset:
         return self.boxes_xyxy[objects][real], self.labels[objects][real]
 
     def read(self, index: int) -> Sample:
-        """Image `index` with its objects. Raises: InputError when the picture cannot be read."""
+        """Image `index` with its objects. Raises: InputError when the image cannot be read."""
         return self.decode(index, self.read_bytes(index))
 
     def read_bytes(self, index: int) -> bytes:
-        """The picture file of image `index`. Raises: InputError."""
+        """The content of the file of image `index`. Raises: InputError."""
         return read_bytes(self.paths[index])
 
     def decode(self, index: int, content: bytes, *, reduction: int = 1) -> Sample:
         """Image `index` with its objects, from its file's content.
 
         Args:
-            index: of the image.
-            content: of its file.
-            reduction: decode at 1/1, 1/2, 1/4 or 1/8 of the size, which is much quicker; the boxes fit the result.
+            index: the image's position in the data set.
+            content: the bytes of its file.
+            reduction: 1, 2, 4 or 8: decode at 1/reduction of the size, which is much faster; boxes are scaled to match.
 
         Raises:
-            InputError: it is no picture, or has another size than its labels.
+            InputError: it is not an image, or its size differs from the size in its annotation.
         """
         objects = self.objects(index)
         height, width = self.sizes_hw[index].tolist()
@@ -126,7 +126,7 @@ class DetectionDataset:
         """The data set as COCO instances, for pycocotools.
 
         Returns:
-            the COCO dictionary (for a COCO data set the file's own annotations, whatever the rules said of them);
+            the COCO dictionary (for a COCO data set the file's own annotations, without the rules applied);
             the category id of each class; the image id of each image.
         """
         if self.coco_json is not None:
@@ -146,7 +146,7 @@ class DetectionDataset:
     def _original_ground_truth(self, path: Path) -> tuple[dict[str, Any], list[int], list[int]]:
         content = read_coco_json(path)
         by_name = {category.name: int(category.id) for category in content.categories}
-        # A class of the model that the file does not know gets an id that no annotation has.
+        # A model class that is not in the file gets an id that no annotation has.
         category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
         numeric = all(isinstance(image_id, int) for image_id in self.image_ids)
         number_of = {key: key if isinstance(key, int) and numeric else n for n, key in enumerate(self.image_ids, 1)}
@@ -158,7 +158,7 @@ class DetectionDataset:
                 continue  # reported as a problem when the data set was read
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # pycocotools takes the id 0 for "unmatched"
+                    "id": len(annotations) + 1,  # pycocotools treats the id 0 as "unmatched"
                     "image_id": number_of[item.image_id],
                     "category_id": item.category_id,
                     "bbox": box,
@@ -174,7 +174,7 @@ class DetectionDataset:
 def coco_annotation(
     number: int, *, image: int, label: int, box_xyxy: Sequence[float], crowd: bool = False
 ) -> dict[str, Any]:
-    """An object as COCO writes it; numbers from 0 become ids from 1."""
+    """An object in COCO's format; numbers from 0 become ids from 1."""
     x1, y1, x2, y2 = box_xyxy
     return {
         "id": number + 1,
@@ -187,12 +187,12 @@ def coco_annotation(
 
 
 def coco_categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Classes as COCO writes them, with ids from 1."""
+    """Classes in COCO's format, with ids from 1."""
     return [{"id": index + 1, "name": name} for index, name in enumerate(class_names)]
 
 
 def is_coco_box(box: Any) -> bool:
-    """Whether a value is x, y, width, height in finite numbers."""
+    """Whether a value is x, y, width, height as finite numbers."""
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
@@ -228,7 +228,7 @@ class DatasetBuilder:
         self._label_of = {name: index for index, name in enumerate(self.class_names)}
 
     def add_image(self, path: Path, *, image_id: int | str, size_hw: tuple[int, int]) -> None:
-        """Starts an image; the objects added next are its own."""
+        """Adds an image; the objects added next belong to it."""
         self._paths.append(path)
         self._image_ids.append(image_id)
         self._sizes.append(size_hw)
@@ -238,7 +238,7 @@ class DatasetBuilder:
     def add_object(
         self, box_xyxy: tuple[float, float, float, float], class_name: str, *, crowd: bool, where: str
     ) -> None:
-        """Adds an object (pixels of the image added last), unless a rule drops it."""
+        """Adds an object to the image added last (box in its pixels), unless a rule drops it."""
         label = self._label_of.get(class_name)
         if label is None:
             return self.report(
@@ -274,7 +274,7 @@ class DatasetBuilder:
         self.problems.append(Problem(where, rule, value, action))
 
     def build(self, *, coco_json: Path | None = None) -> DetectionDataset:
-        """The data set. Raises: InputError when it is empty, knows none of the classes, or the policy is `fail`."""
+        """The data set. Raises: InputError when it has no images, or has problems and the policy is `fail`."""
         if self.policy == "fail" and self.problems:
             raise InputError(
                 f"{self.name}: {summarize(self.problems)}; the first: {self.problems[0]} (data.bad_labels is fail; "
@@ -302,11 +302,11 @@ def _in_picture(box_xyxy: tuple[float, float, float, float], height: int, width:
 
 
 def describe(dataset: DetectionDataset) -> str:
-    """A line for people: what is in a data set, and what was wrong with it."""
+    """One line on what is in a data set, and what was wrong with it."""
     return f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
 
 
 def summarize(problems: list[Problem]) -> str:
-    """Such as "2 zero_size, 1 duplicate"."""
+    """The number of problems by rule, such as "2 zero_size, 1 duplicate"."""
     counts = Counter(problem.rule for problem in problems)
     return ", ".join(f"{count} {rule}" for rule, count in counts.most_common()) or "no problems"

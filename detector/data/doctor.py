@@ -1,4 +1,4 @@
-"""Examines a data set before it costs a night of training, and says what it found."""
+"""Checks a data set before a long training run, and reports what it finds."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ ERROR_RULES = {"missing_image", "unreadable_image", "unreadable_annotation", "un
 
 @dataclass
 class SplitReport:
-    """What one split holds.
+    """What one split contains.
 
     Attributes:
         name: of the split.
-        images: number.
-        objects: number for each class, none left out.
+        images: number of images.
+        objects: number of objects of each class, including classes with none.
         empty_images: images without an object.
-        side_quantiles: 5 %, 25 %, 50 %, 75 %, 95 % of the square roots of the box areas, original pixels.
-        recall: of three anchor sets at IoU 0.5 and 0.7, boxes scaled to the network's size.
+        side_quantiles: 5, 25, 50, 75 and 95 % quantiles of the square roots of the box areas, in original pixels.
+        recall: best possible recall of each anchor set at IoU 0.5 and 0.7, boxes scaled to the network's size.
         fitted_anchors: nine anchors fitted to this split.
-        problems: of labels and pictures.
+        problems: with labels and images.
     """
 
     name: str
@@ -49,13 +49,13 @@ class SplitReport:
 
 @dataclass
 class DoctorReport:
-    """The whole examination.
+    """The results for all splits.
 
     Attributes:
         size_hw: network size that the anchors are for.
-        splits: one report each.
-        notes: things to know that are no fault.
-        shared: pictures that stand in two splits, unless one is a part of the other by its name (train, trainval).
+        splits: one report for each.
+        notes: things to know that are not problems.
+        shared: images that are in two splits, unless one is part of the other by its name (train, trainval).
     """
 
     size_hw: tuple[int, int]
@@ -83,13 +83,13 @@ def examine(
 
     Args:
         path: anything that `open_dataset` takes.
-        images_dir: of the pictures of a COCO file.
-        size_hw: network size for the fit of the anchors.
-        anchors: (width, height) in pixels of that size.
-        read_pictures: decode every picture and compare contents across splits; the slow part.
+        images_dir: folder with the images of a COCO file.
+        size_hw: network size that the anchors are fitted for.
+        anchors: (width, height) in pixels at that size.
+        read_pictures: decode every image and compare contents across splits; this is the slow part.
 
     Raises:
-        InputError: not one split can be opened.
+        InputError: no split can be opened.
     """
     report, contents = DoctorReport(size_hw), {}
     failures = []
@@ -142,7 +142,7 @@ def _examine_split(
 
 
 def _read_all(dataset: DetectionDataset, problems: list[Problem]) -> dict[str, str]:
-    """Decodes every picture; content hash -> file name."""
+    """Decodes every image; returns content hash -> file name."""
     hashes: dict[str, str] = {}
     for path, (height, width) in zip(dataset.paths, dataset.sizes_hw.tolist(), strict=True):
         try:
@@ -163,7 +163,7 @@ def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -
         for second in names[position + 1 :]:
             common = contents[first].keys() & contents[second].keys()
             smaller, larger = sorted((first, second), key=lambda name: len(contents[name]))
-            # "train" in "trainval" is meant so; "test" in "train" is not.
+            # "train" as part of "trainval" is intended; "test" in "train" is not.
             if common and len(common) == len(contents[smaller]) and Path(smaller).stem in Path(larger).stem:
                 report.notes.append(f"{smaller} is part of {larger} ({len(common)} images)")
             elif common:
@@ -172,7 +172,7 @@ def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -
 
 
 def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
-    """The report for people; at most `max_problems` problems of each split are spelt out."""
+    """The report as text; it lists at most `max_problems` problems of each split."""
     lines: list[str] = []
     for split in report.splits:
         total = sum(split.objects.values())
@@ -187,7 +187,7 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
             lines.append(f"  best possible recall, {key}: {half:.4f} at IoU 0.5, {high:.4f} at IoU 0.7")
         if split.fitted_anchors:
             size = f"{report.size_hw[1]}x{report.size_hw[0]}"
-            lines.append(f"  nine anchors fitted to it, for {size}: {[list(pair) for pair in split.fitted_anchors]}")
+            lines.append(f"  nine anchors fitted to it for {size}: {[list(pair) for pair in split.fitted_anchors]}")
         lines += [f"  {problem}" for problem in split.problems[:max_problems]]
         if len(split.problems) > max_problems:
             lines.append(f"  ... and {len(split.problems) - max_problems} more (--json lists all)")
@@ -197,18 +197,18 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
 
 
 def examine_folders(root: str, splits: tuple[str, ...], *, num_classes: int) -> list[Problem]:
-    """Reads every picture of a classification data set.
+    """Reads every image of a classification data set.
 
     Args:
-        root: of the data set.
-        splits: folders below it.
-        num_classes: that each of them must have.
+        root: folder of the data set.
+        splits: folders in it.
+        num_classes: number of classes that each split must have.
 
     Returns:
-        a problem for each picture that cannot be read.
+        a problem for each image that cannot be read.
 
     Raises:
-        InputError: a split is missing or has another number of classes.
+        InputError: a split is missing or has a different number of classes.
     """
     problems: list[Problem] = []
 
@@ -216,7 +216,7 @@ def examine_folders(root: str, splits: tuple[str, ...], *, num_classes: int) -> 
         try:
             read_image(path)
         except InputError as error:
-            return Problem(str(path), "unreadable_image", str(error).removeprefix(f"{path}: "), "stops a training")
+            return Problem(str(path), "unreadable_image", str(error).removeprefix(f"{path}: "), "stops training")
         return None
 
     with ThreadPoolExecutor() as pool:

@@ -1,4 +1,4 @@
-"""Fetches public data sets: the only place in the project that uses the network, and only when asked."""
+"""Downloads public data sets. Only this module uses the network, and only when asked."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to fetch and unpack.
+    """One file to download and unpack.
 
     Attributes:
         url: where it is.
-        md5: its published checksum, None where none is published.
+        md5: its published checksum; None if there is none.
         inner: the folder in the archive whose content is wanted; "" = all.
     """
 
@@ -40,7 +40,7 @@ class Archive:
 _COCO = "http://images.cocodataset.org"
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
-    # COCO publishes no checksums; the archives check themselves (CRC of every member).
+    # COCO publishes no checksums; the archives contain their own (CRC of every member).
     "coco": (
         Archive(f"{_COCO}/annotations/annotations_trainval2017.zip"),
         Archive(f"{_COCO}/annotations/image_info_test2017.zip"),
@@ -63,11 +63,11 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 
 
 def fetch_dataset(archives: Iterable[Archive], root: Path, *, progress: bool = True) -> None:
-    """Downloads, checks and unpacks archives into `root`; what is there already is not fetched again.
+    """Downloads, checks and unpacks archives into `root`; skips what is already there.
 
     Raises:
-        InputError: no connection, no space, a wrong checksum, a damaged archive. A download that broke off stays as
-            .part and goes on at the next call.
+        InputError: no connection, no space, a wrong checksum, a damaged archive. An interrupted download is kept
+            as .part and resumes at the next call.
     """
     for archive in archives:
         name = archive.url.rsplit("/", 1)[-1]
@@ -84,7 +84,7 @@ def fetch_dataset(archives: Iterable[Archive], root: Path, *, progress: bool = T
 
 
 def download(url: str, target: Path, *, progress: bool = True) -> None:
-    """Fetches a file, going on where an earlier attempt broke off.
+    """Downloads a file, resuming where an earlier attempt stopped.
 
     Raises:
         InputError: as in `fetch_dataset`.
@@ -96,29 +96,30 @@ def download(url: str, target: Path, *, progress: bool = True) -> None:
     try:
         expected = _fetch(url, part, progress=progress)
     except urllib.error.HTTPError as error:
-        raise InputError(f"{url}: the server says {error.code} {error.reason}") from error
+        raise InputError(f"{url}: the server returned {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise InputError(f"{url}: broke off ({error}); the same command goes on from there") from error
+        raise InputError(f"{url}: download interrupted ({error}); run the same command again to resume") from error
     if expected is not None and part.stat().st_size != expected:
         raise InputError(
-            f"{url}: broke off at {part.stat().st_size} of {expected} bytes; the same command goes on there"
+            f"{url}: download interrupted at {part.stat().st_size} of {expected} bytes; "
+            "run the same command again to resume"
         )
     part.rename(target)
 
 
 def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
-    """Appends what is missing to `part`; returns the size that the whole file should have, if the server says so."""
+    """Appends the missing bytes to `part`; returns the size of the whole file, if the server reports it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)  # noqa: S310
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing beyond what we have
+        if error.code == 416 and have:  # there is nothing left to download
             return None
         raise
     with response:
         if have and response.status != 206:
-            have = 0  # the server does not know ranges: from the beginning
+            have = 0  # the server does not support ranges: start from the beginning
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         _require_space(part.parent, (total or 0) - have + (total or 0), url)
@@ -131,11 +132,12 @@ def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
 
 
 def _require_space(folder: Path, needed: int, url: str) -> None:
-    """Raises: InputError unless the rest of the archive and its content, about as large as the archive, find room."""
+    """Raises: InputError unless there is room for the rest of the archive and its content (about the same size)."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{url}: needs {needed / 1e9:.1f} GB in {folder} (archive and content), {free / 1e9:.1f} GB are free"
+            f"{url}: needs {needed / 1e9:.1f} GB in {folder} (archive and content), but {free / 1e9:.1f} GB are free; "
+            "free some space and run the same command again"
         )
 
 
@@ -147,12 +149,12 @@ def _check_md5(path: Path, expected: str) -> None:
     if digest.hexdigest() != expected:
         path.unlink()
         raise InputError(
-            f"{path.name}: checksum {digest.hexdigest()} instead of {expected}; removed, download it again"
+            f"{path.name}: checksum {digest.hexdigest()} instead of {expected}; file removed, download it again"
         )
 
 
 def _unpack(path: Path, root: Path, inner: str) -> None:
-    """Unpacks .zip and .tar*; names that would leave the folder are refused by the libraries."""
+    """Unpacks .zip and .tar*; the libraries keep every file inside the folder."""
     unpacked = root / f".{path.name}.unpacked" if inner else root
     unpacked.mkdir(parents=True, exist_ok=True)
     try:
@@ -166,9 +168,9 @@ def _unpack(path: Path, root: Path, inner: str) -> None:
             shutil.copytree(unpacked / inner, root, dirs_exist_ok=True)
             shutil.rmtree(unpacked)
     except OSError as error:
-        if error.errno is not None:  # the disk, not the archive: it stays for another try
+        if error.errno is not None:  # the disk, not the archive: keep it for another try
             raise InputError(f"{path.name}: cannot be unpacked into {root}: {error.strerror}") from error
         raise
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         path.unlink()
-        raise InputError(f"{path.name}: is damaged ({error}); removed, download it again") from error
+        raise InputError(f"{path.name}: is damaged ({error}); file removed, download it again") from error

@@ -1,6 +1,6 @@
-"""Classification: pictures in one folder for each class, and Darknet's augmentation for them.
+"""Classification: images in one folder for each class, and Darknet's augmentation for them.
 
-Legend: B images, K classes, S side of the square that the network sees, H0, W0 size of the picture that was read.
+Legend: B images, K classes, S side of the network's square input, H0, W0 size of the image that was read.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from detector.structures import Floats, Image, Ints
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """A split of a data set.
+    """One split of a classification data set.
 
     Attributes:
         name: for messages.
-        class_names: of the folders, in alphabetical order; a label is an index into them.
-        paths: the picture files.
+        class_names: names of the folders, in alphabetical order; a label is an index into them.
+        paths: the image files.
         labels: (I,) int64.
     """
 
@@ -52,7 +52,7 @@ class ClassifiedImages:
 
 @dataclass(frozen=True)
 class ClassBatch:
-    """Attributes: images: (B, 3, S, S) uint8; targets: (B, K) float32, rows add to 1; image_ids: B file paths."""
+    """Attributes: images: (B, 3, S, S) uint8; targets: (B, K) float32, rows sum to 1; image_ids: B file paths."""
 
     images: Tensor
     targets: Tensor
@@ -60,15 +60,15 @@ class ClassBatch:
 
 
 def open_image_folder(root: str, split: str, *, num_classes: int) -> ClassifiedImages:
-    """The pictures below <root>/<split>/<class>/. Raises: InputError: no such folder, or another number of classes."""
+    """The images in <root>/<split>/<class>/. Raises: InputError: no such folder, or a different number of classes."""
     folder = Path(root) / split
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one folder of pictures for each class in it")
+        raise InputError(f"{folder}: no such folder; expected one folder of images for each class in it")
     try:
         found = ImageFolder(str(folder), is_valid_file=lambda path: Path(path).suffix.lower() in IMAGE_SUFFIXES)
     except FileNotFoundError as error:
         text = str(error).split(" Supported")[0].splitlines()[0]
-        raise InputError(f"{folder}: expected a folder of pictures for each class; {text}") from error
+        raise InputError(f"{folder}: expected a folder of images for each class; {text}") from error
     if len(found.classes) != num_classes:
         raise InputError(
             f"{folder}: has {len(found.classes)} class folders, model.num_classes is {num_classes}; make them equal"
@@ -83,7 +83,7 @@ def open_image_folder(root: str, split: str, *, num_classes: int) -> ClassifiedI
 
 
 class ClassSamples(TorchDataset[tuple[Image, Floats, str]]):
-    """The augmented picture (S, S, 3), its target (K,) and its path, for any (step, slot)."""
+    """The augmented image (S, S, 3), its target (K,) and its path, for any (step, slot)."""
 
     def __init__(self, dataset: ClassifiedImages, config: ClassifyConfig, notes: ReadingNotes | None = None) -> None:
         self.dataset = dataset
@@ -91,7 +91,7 @@ class ClassSamples(TorchDataset[tuple[Image, Floats, str]]):
         self.notes = notes or ReadingNotes(dataset.paths, num_workers=0)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Image, Floats, str]:
-        """Raises: InputError when a picture cannot be read."""
+        """Raises: InputError when an image cannot be read."""
         step, slot = key
         seed, augment = self.config.train.seed, self.config.augment
         rng = augmentation_rng(seed=seed, step=step, slot=slot)
@@ -118,8 +118,8 @@ class ClassSamples(TorchDataset[tuple[Image, Floats, str]]):
 def random_view(image: Image, size: int, config: CropConfig, rng: np.random.Generator) -> Image:
     """Darknet's random crop (`random_augment_args`, `rotate_crop_image`): (H0, W0, 3) -> (size, size, 3).
 
-    The picture is scaled so that its shorter side has min_crop to max_crop pixels, stretched by the aspect, turned,
-    and a square is cut at a random place; what lies outside repeats the border.
+    The image is scaled so that its shorter side has min_crop to max_crop pixels, stretched by the aspect, and rotated.
+    Then a square is cut at a random place; pixels outside the image repeat its border.
     """
     height, width = image.shape[:2]
     aspect = rand_scale(config.aspect, rng)
@@ -128,7 +128,7 @@ def random_view(image: Image, size: int, config: CropConfig, rng: np.random.Gene
     angle = math.radians(rng.uniform(-config.angle, config.angle))
     room_x, room_y = (width * scale_x - size) / 2, (height * scale_y - size) / 2
     shift_x, shift_y = rng.uniform(-1, 1) * max(room_x, 0), rng.uniform(-1, 1) * max(room_y, 0)
-    # From places in the cut square to places in the picture.
+    # From positions in the cut square to positions in the image.
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]])
     back = np.diag([1 / scale_x, 1 / scale_y]) @ turn
@@ -150,7 +150,7 @@ def random_view(image: Image, size: int, config: CropConfig, rng: np.random.Gene
 
 
 def centre_view(image: Image, size: int) -> Image:
-    """For evaluation (`resize_min`, `crop_image`): shorter side to `size`, then the middle: -> (size, size, 3)."""
+    """For evaluation (`resize_min`, `crop_image`): shorter side to `size`, then a centre crop (size, size, 3)."""
     height, width = image.shape[:2]
     scale = size / min(height, width)
     resized_hw = max(round(height * scale), size), max(round(width * scale), size)
@@ -160,9 +160,9 @@ def centre_view(image: Image, size: int) -> Image:
 
 
 def cutmix(images: Sequence[Image], targets: Sequence[Floats], rng: np.random.Generator) -> tuple[Image, Floats]:
-    """A rectangle of the second picture in the first (Yun et al., 2019), and the targets in the shares of the area."""
+    """Pastes a rectangle of the second image into the first (Yun et al., 2019); targets are mixed by area."""
     size = images[0].shape[0]
-    height, width = (round(size * rng.uniform(0.3, 0.8)) for _ in range(2))  # as Darknet: 9 to 64 % of the area
+    height, width = (round(size * rng.uniform(0.3, 0.8)) for _ in range(2))  # as in Darknet: 9 to 64 % of the area
     top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
     mixed = images[0].copy()
     place = slice(top, top + height), slice(left, left + width)
@@ -172,7 +172,7 @@ def cutmix(images: Sequence[Image], targets: Sequence[Floats], rng: np.random.Ge
 
 
 def quarter(images: Sequence[Image], targets: Sequence[Floats], rng: np.random.Generator) -> tuple[Image, Floats]:
-    """Mosaic for classifiers: four pictures around a random point, and the targets in the shares of the area."""
+    """Mosaic for classifiers: four images around a random point; targets are mixed by area."""
     size = images[0].shape[0]
     x, y = (round(size * rng.uniform(0.2, 0.8)) for _ in range(2))
     mixed, target = images[0].copy(), np.zeros_like(targets[0])

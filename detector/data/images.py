@@ -1,4 +1,4 @@
-"""Reads picture files of every common kind into (H, W, 3) uint8 RGB."""
+"""Reads image files of all common formats into (H, W, 3) uint8 RGB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _EXIF_ORIENTATION = 0x0112
 _MODES = {
     1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_COLOR_2,  # these three come as BGR
+    2: cv2.IMREAD_REDUCED_COLOR_2,  # these three decode to BGR
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
@@ -25,24 +25,24 @@ _PILLOW_ERRORS = (OSError, UnidentifiedImageError, ValueError, SyntaxError, Pill
 
 
 def read_image(path: str | Path, *, expected_hw: tuple[int, int] | None = None) -> Image:
-    """The picture as people see it: EXIF orientation applied, grey and palette expanded, alpha dropped, 16 bit to 8.
+    """The image as a viewer shows it: EXIF orientation applied, grey and palette expanded, alpha dropped, 16 bit to 8.
 
     Args:
         path: JPEG, PNG, BMP, WebP or TIFF.
-        expected_hw: the size that its labels were made for. Where that is the size before the EXIF rotation, the
+        expected_hw: the size that its labels were made for. If that is the size before the EXIF rotation, the
             rotation is left out.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: the file is missing, is no picture, is cut off, or has another size than expected.
+        InputError: the file is missing, is not an image, is truncated, or does not have the expected size.
     """
     return decode_image(read_bytes(path), str(path), expected_hw=expected_hw)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a picture file. Raises: InputError."""
+    """The content of an image file. Raises: InputError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -52,13 +52,13 @@ def read_bytes(path: str | Path) -> bytes:
 def decode_image(
     content: bytes, where: str, *, expected_hw: tuple[int, int] | None = None, reduction: int = 1
 ) -> Image:
-    """The bytes of a picture file -> (H, W, 3) uint8 RGB, as `read_image` gives it.
+    """The bytes of an image file -> (H, W, 3) uint8 RGB, as `read_image` returns it.
 
     Args:
-        content: of the file.
-        where: its name in errors.
+        content: the bytes of the file.
+        where: the name of the file in error messages.
         expected_hw: see `read_image`; before the reduction.
-        reduction: 2, 4 or 8: sides of so many times fewer pixels, rounded up or down; a JPEG decodes much quicker.
+        reduction: 2, 4 or 8 divides both sides by this, rounded up or down; a JPEG then decodes much faster.
 
     Raises:
         InputError: see `read_image`.
@@ -73,29 +73,29 @@ def decode_image(
     found = _decode(content, where).shape if reduction > 1 else image.shape
     raise InputError(
         f"{where}: is {found[1]}x{found[0]}, but its annotation says {expected_hw[1]}x{expected_hw[0]}; "
-        "mend the annotation or the picture"
+        "fix the annotation or the image"
     )
 
 
 def _has_size(image: Image, size_hw: tuple[int, int], reduction: int) -> bool:
-    """Whether a picture has this size before its reduction, which codecs round up or down."""
+    """Whether an image had this size before its reduction; codecs round the reduced size up or down."""
     return all(abs(have * reduction - want) < reduction for have, want in zip(image.shape, size_hw, strict=False))
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """Height and width as `read_image` would give them, from the file's header alone. Raises: InputError."""
+    """Height and width as `read_image` would return them, from the file's header alone. Raises: InputError."""
     try:
         with PillowImage.open(path) as image:
             width, height = image.size
-            # OpenCV leaves a TIFF as it is stored.
+            # OpenCV does not rotate a TIFF.
             rotated = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except _PILLOW_ERRORS as error:
-        raise InputError(f"{path}: is not a readable picture: {error}") from error
+        raise InputError(f"{path}: is not a readable image: {error}") from error
     return (width, height) if rotated else (height, width)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The picture files of a folder, by name, without its subfolders."""
+    """The image files of a folder, sorted by name, without its subfolders."""
     return sorted(Path(entry.path) for entry in os.scandir(folder) if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES)
 
 
@@ -107,7 +107,7 @@ def _decode(content: bytes, where: str, reduction: int = 1, flags: int = 0) -> I
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), _MODES[reduction] | flags)
     except cv2.error as error:
-        raise InputError(f"{where}: is not a readable picture: {error.err}") from error
+        raise InputError(f"{where}: is not a readable image: {error.err}") from error
     if decoded is None:
         return _decode_with_pillow(content, where)[::reduction, ::reduction]
     if reduction > 1:
@@ -116,7 +116,7 @@ def _decode(content: bytes, where: str, reduction: int = 1, flags: int = 0) -> I
 
 
 def _is_complete(content: bytes) -> bool:
-    """Whether a JPEG or PNG has its end marker; OpenCV fills what is cut off with grey and says nothing."""
+    """Whether a JPEG or PNG has its end marker; OpenCV silently fills the missing part with grey."""
     tail = content[-4096:]
     if content.startswith(b"\xff\xd8"):
         return b"\xff\xd9" in tail
@@ -130,7 +130,7 @@ def _check_with_pillow(content: bytes, where: str) -> None:
 
 
 def _decode_with_pillow(content: bytes, where: str) -> Image:
-    """The slower and stricter second opinion, for what OpenCV does not read."""
+    """A slower and stricter decoder, for files that OpenCV does not read."""
     import io
 
     try:
@@ -138,9 +138,9 @@ def _decode_with_pillow(content: bytes, where: str) -> Image:
             image.load()
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
     except UnidentifiedImageError as error:
-        raise InputError(f"{where}: is not a readable picture: of no known kind") from error
+        raise InputError(f"{where}: is not a readable image: unknown format") from error
     except _PILLOW_ERRORS as error:
-        raise InputError(f"{where}: is not a readable picture (cut off?): {error}") from error
+        raise InputError(f"{where}: is not a readable image (truncated?): {error}") from error
 
 
 assert not ImageFile.LOAD_TRUNCATED_IMAGES

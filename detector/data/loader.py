@@ -25,7 +25,7 @@ _Batch = TypeVar("_Batch")
 
 
 class Samples(Protocol[_Sample]):
-    """The sample for any (step, slot). Attributes: notes: where the image that is being read is noted."""
+    """The sample for any (step, slot). Attributes: notes: record of the image that is being read."""
 
     notes: ReadingNotes
 
@@ -61,15 +61,15 @@ def ordered_batches(
 
     Args:
         samples: the sample for any (step, slot).
-        collate_samples: makes a batch of a part's samples.
+        collate_samples: makes a batch from the samples of one part.
         settings: number of steps, batch size, subdivisions and workers.
         timeout_seconds: see `DataConfig`; without workers there is no limit.
         start_step: the first optimiser step, counted from 0.
-        rank: which share of every batch is read, for processes that train together.
+        rank: which share of every batch to read, when several processes train together.
         num_ranks: how many shares there are.
 
     Raises:
-        InputError: an image cannot be read and data.bad_labels is `fail`, or no batch came in time.
+        InputError: an image cannot be read and data.bad_labels is `fail`, or no batch arrived in time.
     """
     sampler = StepSampler(
         start_step=start_step,
@@ -81,7 +81,7 @@ def ordered_batches(
     )
     workers = settings.num_workers
     loader: DataLoader[Any] = DataLoader(
-        samples,  # type: ignore[arg-type]  # a map from (step, slot), which torch types as from int
+        samples,  # type: ignore[arg-type]  # the keys are (step, slot), torch's types expect int
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate_samples,
@@ -102,8 +102,8 @@ def ordered_batches(
 
 
 def _end_workers(batches: Any) -> None:
-    """Ends the loader's processes, by force where they do not end on request."""
-    # A traceback may keep the loader alive, and its workers ignore the signals that end a process politely.
+    """Ends the loader's processes; kills those that do not end on request."""
+    # A traceback may keep the loader alive, and its workers ignore SIGINT and SIGTERM.
     processes = list(getattr(batches, "_workers", []))
     if processes:
         batches._shutdown_workers()
@@ -132,7 +132,7 @@ def explain_lost_workers() -> Iterator[None]:
 
 
 def _init_worker(_worker: int) -> None:
-    """One thread for each worker: they already run side by side."""
+    """One thread for each worker, because the workers already run in parallel."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process decides when to stop
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def _init_worker(_worker: int) -> None:
 
 @contextmanager
 def _explain_errors(notes: ReadingNotes, seconds: int) -> Iterator[None]:
-    """Names the file that a worker hangs on, and takes the traceback out of a worker's InputError."""
+    """Names the file that a worker hangs on, and removes the traceback from a worker's InputError."""
     try:
         yield
     except InputError as error:
@@ -150,6 +150,6 @@ def _explain_errors(notes: ReadingNotes, seconds: int) -> Iterator[None]:
         if "timed out" not in str(error):
             raise
         raise InputError(
-            f"the loader gave no batch for {seconds} s: {notes.describe()}; look at that file and its disk, or raise "
+            f"the loader returned no batch for {seconds} s: {notes.describe()}; check that file and its disk, or raise "
             "data.timeout_seconds"
         ) from error

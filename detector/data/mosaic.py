@@ -15,18 +15,18 @@ CUT_RANGE = (0.2, 0.8)
 def mosaic(
     samples: Sequence[Sample], rng: np.random.Generator, recolour: Callable[[Image], Image] | None = None
 ) -> Sample:
-    """Joins four samples of one size (H, W, 3) to one of that size.
+    """Joins four samples of one size (H, W, 3) into one of that size.
 
-    The picture is cut at a point U(.2, .8) of each side; each quarter shows a randomly placed window of one sample at
-    its own scale. Objects are clipped to their window. The first sample gives the id.
+    The image is cut at a point U(.2, .8) of each side; each quarter shows a randomly placed window of one sample at
+    its own scale. Objects are clipped to their window. The id is the first sample's.
 
     Args:
-        samples: four of one size.
+        samples: four samples of one size.
         rng: chooses the cut point and the windows.
-        recolour: applied to each window by itself: what is not shown need not be computed.
+        recolour: applied to each window separately, so that hidden pixels are not computed.
 
     Raises:
-        ValueError: not four, or of different sizes.
+        ValueError: there are not four samples, or their sizes differ.
     """
     shapes = {sample.image.shape for sample in samples}
     if len(samples) != 4 or len(shapes) != 1:
@@ -54,7 +54,7 @@ def mosaic(
 
 
 def _place(canvas: Image, sample: Sample, quarter: tuple[int, int, int, int], rng: np.random.Generator) -> Sample:
-    """Copies a window of `sample` into a quarter of `canvas`; returns its objects in the canvas' pixels."""
+    """Copies a window of `sample` into a quarter of `canvas`; returns its objects in canvas pixels."""
     x1, y1, x2, y2 = quarter
     height, width = canvas.shape[:2]
     left, top = int(rng.integers(width - (x2 - x1) + 1)), int(rng.integers(height - (y2 - y1) + 1))

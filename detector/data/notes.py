@@ -1,4 +1,4 @@
-"""Notes of which image is being read, so that a loader that hangs can name its file."""
+"""Records which image is being read, so that an error about a hanging loader can name the file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class ReadingNotes:
 
     Args:
         paths: of all images.
-        num_workers: loader processes.
+        num_workers: number of loader processes.
     """
 
     def __init__(self, paths: Sequence[Path], num_workers: int) -> None:
         self._paths = paths
-        self._rows = torch.zeros(max(num_workers, 1), 2, dtype=torch.float64)  # index of the image + 1, since when
+        self._rows = torch.zeros(max(num_workers, 1), 2, dtype=torch.float64)  # index of the image + 1, start time
         self._rows.share_memory_()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Around the reading of an image, in whatever process."""
+        """Records an image while it is read, in any process."""
         worker = get_worker_info()
         row = self._rows[worker.id if worker is not None else 0]
         row[0], row[1] = index + 1, time.time()

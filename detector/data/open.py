@@ -1,4 +1,4 @@
-"""Data sets: annotation formats, augmentation, the order of the images."""
+"""Opens data sets of all supported annotation formats."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def open_dataset(
     Args:
         path: a COCO instances JSON, a folder with such files, a VOC root, a folder with a data.yaml, a YOLO data.yaml,
             or a Darknet .data file.
-        split: which part; a VOC list, a key of data.yaml, or for a COCO folder the JSON below it (with or without
-            .json). Not needed for a JSON; elsewhere None means `test`, `val` or `train`, the first that exists.
-        images_dir: of the pictures of a COCO file.
+        split: which part: a VOC list, a key of data.yaml, or for a COCO folder the JSON in it (with or without
+            .json). Not needed for a JSON; otherwise None means the first of `test`, `val`, `valid`, `train`.
+        images_dir: folder with the images of a COCO file.
         class_names: the model's classes; None = the data set's own.
         policy: see `DataConfig.bad_labels`.
 
     Raises:
-        InputError: no data set there, or none of the model's classes in it.
+        InputError: there is no data set, or it has none of the model's classes.
     """
     path = Path(path)
     if not path.exists():
@@ -71,7 +71,7 @@ def open_dataset(
 
 
 def list_splits(path: str | Path) -> list[str | None]:
-    """The splits of a data set, for reports; [None] where there is only one."""
+    """The splits of a data set, for reports; [None] if there is only one."""
     path = Path(path)
     if path.is_dir() and (path / "Annotations").is_dir():
         return [*list_voc_splits(path)]
@@ -88,7 +88,7 @@ def _default(splits: list[str], path: Path) -> str:
     for name in ("test", "val", "valid", "train"):
         if name in splits:
             return name
-    raise InputError(f"{path}: which split? It has {', '.join(splits) or 'none'}; name one with --split")
+    raise InputError(f"{path}: cannot choose a split; it has {', '.join(splits) or 'none'}; name one with --split")
 
 
 def _coco_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Many paths in little memory, which worker processes share."""
+"""A compact list of paths, which worker processes share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class PathTable(Sequence[Path]):
-    """A list of paths that lie in one array of bytes.
+    """A list of paths stored in one array of bytes.
 
     A list of Path objects would be copied into every worker process, because reading an object changes its reference
-    count and with it the page of memory that was shared.
+    count, and so the system copies the shared memory page.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:

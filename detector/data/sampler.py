@@ -1,4 +1,4 @@
-"""What is drawn at which step: all of it a pure function of (seed, step, slot), so that any step can be rebuilt.
+"""The random choices of each step. They are pure functions of (seed, step, slot): any step can be reproduced.
 
 `step` counts optimiser steps from 0; `slot` is the position in the whole batch.
 """
@@ -19,7 +19,7 @@ _ORDER, _SIZE, _AUGMENT = 0, 1, 2
 
 
 def image_index(*, seed: int, position: int, num_images: int) -> int:
-    """The image at a position (step * batch_size + slot): every epoch is a permutation of all images of its own."""
+    """The image at a position (step * batch_size + slot); every epoch has its own permutation of all images."""
     return int(_permutation(seed, position // num_images, num_images)[position % num_images])
 
 
@@ -29,14 +29,14 @@ def _permutation(seed: int, epoch: int, num_images: int) -> Ints:
 
 
 def partner_indices(*, seed: int, position: int, num_images: int, count: int, rng: np.random.Generator) -> list[int]:
-    """The images that join the one at `position` in a mosaic: of the positions shortly before, still in a cache."""
+    """The images that join the one at `position` in a mosaic: recent ones, which may still be cached."""
     distances = rng.integers(1, PARTNER_WINDOW + 1, size=count).tolist()
     places = [position - distance if position >= distance else position + distance for distance in distances]
     return [image_index(seed=seed, position=place, num_images=num_images) for place in places]
 
 
 def augmentation_rng(*, seed: int, step: int, slot: int) -> np.random.Generator:
-    """The generator of all other draws for a slot."""
+    """The generator for all other random choices of a slot."""
     return np.random.default_rng((seed, _AUGMENT, step, slot))
 
 
@@ -45,9 +45,9 @@ def network_size(
 ) -> tuple[int, int]:
     """Height and width of the network's input at a step.
 
-    Without multi-scale it is `base_hw`. With it, the long side is drawn anew every `every` steps, evenly from the
-    multiples of 32; the short side keeps the aspect. The first steps have the largest size, as in Darknet: a
-    machine with too little memory shows it at once.
+    Without multi-scale it is `base_hw`. With it, a new long side is drawn every `every` steps, uniformly from the
+    multiples of 32; the short side keeps the aspect. The first steps have the largest size, as in Darknet: if
+    memory is too small, the run fails at once.
     """
     if multi_scale is None:
         return base_hw
@@ -62,8 +62,8 @@ def network_size(
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Lists of (step, slot), one list for each part of a batch, from `start_step` to `end_step`.
 
-    With several ranks (processes that train together) each has its own consecutive slots of every part, so that all of
-    them together see the parts that one would see alone.
+    With several ranks (processes that train together), each has its own consecutive slots of every part. Together they
+    see the same parts as a single process.
     """
 
     def __init__(

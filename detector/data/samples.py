@@ -1,4 +1,4 @@
-"""Training samples: the augmented picture for any (step, slot), and the decoded pictures kept for the next ones.
+"""Training samples: the augmented image for any (step, slot), and a cache of decoded images.
 
 Legend: H, W network size.
 """
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class PictureCache:
-    """The samples read last, up to so many bytes of pixels; it changes the speed and nothing else."""
+    """The samples used last, up to `max_bytes` of pixels; it affects only the speed."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -43,7 +43,7 @@ class PictureCache:
         return sample
 
     def put(self, key: tuple[int, int], sample: Sample) -> None:
-        """Keeps a sample whose picture nobody changes, and forgets the oldest beyond the limit."""
+        """Keeps a sample, whose image must not be changed, and drops the least recently used ones above the limit."""
         self._samples[key] = sample
         self.num_bytes += sample.image.nbytes
         while self.num_bytes > self.max_bytes:
@@ -55,7 +55,7 @@ class TrainingSamples(TorchDataset[Sample]):
 
     Attributes:
         stage_seconds: the time spent in each stage so far, for `tools/benchmark.py --loader`.
-        notes: where the image that is being read is noted.
+        notes: record of the image that is being read.
     """
 
     def __init__(self, dataset: DetectionDataset, config: DetectConfig, notes: ReadingNotes | None = None) -> None:
@@ -67,7 +67,7 @@ class TrainingSamples(TorchDataset[Sample]):
         self.notes = notes or ReadingNotes(dataset.paths, num_workers=0)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """Raises: InputError when a picture cannot be read and data.bad_labels is `fail`."""
+        """Raises: InputError when an image cannot be read and data.bad_labels is `fail`."""
         step, slot = key
         config = self.config
         seed = config.train.seed
@@ -89,7 +89,7 @@ class TrainingSamples(TorchDataset[Sample]):
                 sample = Sample(recoloured, sample.boxes_xyxy, sample.labels, sample.crowd, sample.image_id)
         with self._timed("augment"):
             augmented = self.common(sample, rng)
-            if augmented.image.shape[:2] != size_hw:  # a quarter turn of a picture that is not square
+            if augmented.image.shape[:2] != size_hw:  # a quarter turn of an image that is not square
                 augmented = fit_sample(augmented, size_hw, letterbox=config.preprocess.letterbox)
             return augmented
 
@@ -104,19 +104,19 @@ class TrainingSamples(TorchDataset[Sample]):
             )
 
     def _read(self, index: int, size_hw: tuple[int, int]) -> Sample:
-        """Image `index`; where it cannot be read and the policy allows, the next one that can, with a warning."""
+        """Image `index`; if it cannot be read and the policy allows, the next one that can, with a warning."""
         for offset in range(len(self.dataset)):
             try:
                 return self._read_one((index + offset) % len(self.dataset), size_hw)
             except InputError as error:
                 if self.config.data.bad_labels == "fail":
                     raise
-                _LOG.warning("%s; the next image takes its place", error)
-        raise InputError(f"{self.dataset.name}: not one image can be read")
+                _LOG.warning("%s; using the next image instead", error)
+        raise InputError(f"{self.dataset.name}: none of its images can be read; tools/doctor.py lists the reasons")
 
     def _read_one(self, index: int, size_hw: tuple[int, int]) -> Sample:
         height, width = self.dataset.sizes_hw[index].tolist()
-        # The narrowest crop keeps this share of a side; it shall still have the network's size.
+        # The narrowest crop keeps this share of a side; it must still have the network's size.
         share = 1 - 2 * self.config.augment.jitter
         reduction = decode_reduction((height, width), (size_hw[0] / share, size_hw[1] / share))
         sample = self.cache.get((index, reduction))
@@ -137,6 +137,6 @@ class TrainingSamples(TorchDataset[Sample]):
 
 
 def decode_reduction(picture_hw: tuple[int, int], needed_hw: tuple[float, float]) -> int:
-    """By how much a picture can be decoded smaller (1, 2, 4 or 8) and still have the pixels that are needed."""
+    """The largest reduction (1, 2, 4 or 8) at which a decoded image still has the pixels that are needed."""
     room = min(picture_hw[0] / needed_hw[0], picture_hw[1] / needed_hw[1])
     return int(2 ** min(max(math.floor(math.log2(room)), 0), 3))

@@ -1,7 +1,7 @@
-"""The embedded data set: circles, squares and triangles on textured grounds, and a video of them in motion.
+"""The embedded data set: circles, squares and triangles on textured backgrounds, and a video of them in motion.
 
-Everything is drawn from a seed; the same seed gives the same pictures. Shapes differ in size, colour and angle, may
-cover each other and may stick out of the picture; a shape that is mostly covered or outside has no label.
+Everything is drawn from a seed; the same seed gives the same images. Shapes differ in size, colour and angle, may
+cover each other and may extend past the image. A shape that is mostly covered or outside has no label.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shape:
 
 
 def draw_background(size_hw: tuple[int, int], rng: np.random.Generator) -> Image:
-    """A ground (H, W, 3) of two colours blended by smooth noise, with grain."""
+    """A background (H, W, 3) of two colours blended by smooth noise, with grain."""
     height, width = size_hw
     coarse = rng.random((int(rng.integers(2, 9)), int(rng.integers(2, 9)))).astype(np.float32)
     blend = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
@@ -56,8 +56,8 @@ def draw_shapes(background: Image, shapes: list[Shape]) -> tuple[Image, Floats, 
     """Draws shapes, later ones on top.
 
     Returns:
-        the picture (H, W, 3), the boxes (n, 4) of what is visible in it, and the labels (n,) of the shapes that show
-        at least 35 % of themselves.
+        the image (H, W, 3), and for the shapes of which at least 35 % is visible, the boxes (n, 4) of the visible part
+        and the labels (n,).
     """
     image = background.copy()
     owner = np.full(image.shape[:2], -1, np.int32)
@@ -92,7 +92,7 @@ def random_shapes(size_hw: tuple[int, int], rng: np.random.Generator) -> list[Sh
 
 
 def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int = 0) -> bool:
-    """Draws the data set into `root`, unless the very same one is there already.
+    """Draws the data set into `root`, unless the same one is already there.
 
     Writes images/*.jpg, train.json and val.json (COCO instances) and video.mp4.
 
@@ -115,7 +115,7 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int =
     for index, (split, count) in enumerate((("train", config.num_train), ("val", config.num_val))):
         _write_split(root, split, count, config.image_hw, (seed, index))
     write_video(root / "video.mp4", config.image_hw, seed=seed)
-    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted drawing is not taken for a whole one
+    stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted run must not look complete
     return True
 
 
@@ -124,9 +124,9 @@ def _write_split(root: Path, split: str, count: int, size_hw: tuple[int, int], s
     annotations: list[dict[str, Any]] = []
     for number in range(count):
         rng = np.random.default_rng((*seed, number))
-        picture, boxes, labels = draw_shapes(draw_background(size_hw, rng), random_shapes(size_hw, rng))
+        image, boxes, labels = draw_shapes(draw_background(size_hw, rng), random_shapes(size_hw, rng))
         name = f"{split}_{number:05d}.jpg"
-        cv2.imwrite(str(root / "images" / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        cv2.imwrite(str(root / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         images.append({"id": number + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             annotations.append(coco_annotation(len(annotations), image=number, label=label, box_xyxy=box))

@@ -1,8 +1,8 @@
 """Geometric and pixel operations on samples: pure functions, plus the albumentations pipeline for the common ones.
 
-Random choices are made by the caller's generator, so that they are a function of (seed, step, slot).
+Random choices come from the caller's generator, so that they are a function of (seed, step, slot).
 
-Legend: H, W network size; H0, W0 size of the picture that was read; n objects.
+Legend: H, W network size; H0, W0 size of the image that was read; n objects.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from detector.config import AugmentConfig
 from detector.preprocess import fit_image, resize
 from detector.structures import Floats, Image, Sample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for a newer version online
 import albumentations as A
 
 MIN_VISIBLE_SHARE = 0.1
-"""After a crop an object counts while this share of its area is visible (Darknet keeps every sliver)."""
+"""After a crop an object is kept if at least this share of its area is visible (Darknet keeps every sliver)."""
 MIN_VISIBLE_SIDE = 2.0
-"""... and both its sides have this many pixels."""
+"""... and both its sides have at least this many pixels."""
 
 
 def fit_sample(sample: Sample, size_hw: tuple[int, int], *, letterbox: bool) -> Sample:
@@ -36,9 +36,9 @@ def fit_sample(sample: Sample, size_hw: tuple[int, int], *, letterbox: bool) -> 
 def random_crop(
     sample: Sample, size_hw: tuple[int, int], *, jitter: float, letterbox: bool, rng: np.random.Generator
 ) -> Sample:
-    """Darknet's jitter: each border moves by U(-jitter, jitter) of the side; the rest is resized to the network.
+    """Darknet's jitter: each border moves by U(-jitter, jitter) of the side; the result is resized to the network.
 
-    What lies outside the picture is filled with its mean colour. The aspect is not kept, unless `letterbox`.
+    Pixels outside the image get its mean colour. The aspect is kept only with `letterbox`.
     """
     height, width = sample.image.shape[:2]
     left, right = rng.uniform(-jitter, jitter, 2) * width
@@ -50,9 +50,9 @@ def random_crop(
 
 
 def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int]) -> Sample:
-    """The part of a sample inside a window (original pixels, may stick out), resized to `size_hw`.
+    """The part of a sample inside a window (original pixels, may extend past the image), resized to `size_hw`.
 
-    Objects are clipped to the window; those that are hardly visible any more are left out.
+    Objects are clipped to the window; those that are barely visible are left out.
     """
     height, width = sample.image.shape[:2]
     x1, y1, x2, y2 = (round(float(value)) for value in window_xyxy)
@@ -78,7 +78,7 @@ def crop_resize(sample: Sample, window_xyxy: np.ndarray, size_hw: tuple[int, int
 
 
 def clip_objects(sample: Sample) -> Sample:
-    """Clips boxes to the picture and leaves out objects that are hardly visible."""
+    """Clips boxes to the image and leaves out objects that are barely visible."""
     height, width = sample.image.shape[:2]
     boxes = np.clip(sample.boxes_xyxy, 0, np.array([width, height, width, height], np.float32))
     sides, area = boxes[:, 2:] - boxes[:, :2], _area(sample.boxes_xyxy)
@@ -117,7 +117,7 @@ def random_hsv(image: Image, config: AugmentConfig, rng: np.random.Generator) ->
 
 
 def rand_scale(largest: float, rng: np.random.Generator) -> float:
-    """Darknet's `rand_scale`: U(1, largest), or its inverse, with even odds; `largest` may be its own inverse."""
+    """Darknet's `rand_scale`: U(1, largest), or its inverse, with equal probability; `largest` may be below 1."""
     scale = rng.uniform(min(1.0, largest), max(1.0, largest))
     return float(scale if rng.random() < 0.5 else 1 / scale)
 
@@ -138,10 +138,10 @@ class CommonAugmentations:
         self._pipeline = A.Compose(active, bbox_params=box_params) if active else None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """A new sample; a quarter turn of a picture that is not square swaps its sides."""
+        """A new sample; a quarter turn of an image that is not square swaps its sides."""
         if self._pipeline is None:
             return sample
-        # Compose.set_random_seed would give all transforms one seed, and so one and the same draw.
+        # Compose.set_random_seed would give all transforms the same seed, and so the same draw.
         for transform in self._pipeline.transforms:
             transform.set_random_seed(int(rng.integers(2**31)))
         with warnings.catch_warnings():
@@ -154,7 +154,7 @@ class CommonAugmentations:
 
 
 def _mean_colour(image: Image) -> tuple[int, ...]:
-    """Of every fourth pixel of every fourth row, which is quicker and hardly another colour."""
+    """The mean of every fourth pixel of every fourth row, which is faster and almost the same colour."""
     return tuple(round(value) for value in cv2.mean(np.ascontiguousarray(image[::4, ::4]))[:3])
 
 

@@ -18,14 +18,14 @@ def list_voc_splits(root: Path) -> list[str]:
 def load_voc(root: Path, split: str, *, class_names: tuple[str, ...] | None, policy: str) -> DetectionDataset:
     """Reads one split.
 
-    Coordinates are taken as they stand (0-based corners, as today's label programs write them; the original VOC
-    files count from 1, which moves a box by one pixel). Objects marked "difficult" become crowd: no training target,
-    and no fault when missed.
+    Coordinates are read as 0-based corners, which today's labelling tools write; the original VOC files count from 1,
+    which shifts a box by one pixel. Objects marked "difficult" become crowd: they are not training targets, and
+    missing them is not an error.
 
     Args:
         root: the folder with Annotations/.
         split: name of a list in ImageSets/Main.
-        class_names: the classes in the order of the labels; None = those that occur, by name.
+        class_names: the classes in the order of the labels; None = those that occur, sorted by name.
         policy: see `DataConfig.bad_labels`.
 
     Raises:
@@ -47,7 +47,7 @@ def load_voc(root: Path, split: str, *, class_names: tuple[str, ...] | None, pol
         else:
             _add(builder, root, stem, annotation, tree)
     if len(stems) > len(trees):
-        builder.report(str(listing), "duplicate_image", f"{len(stems) - len(trees)} lines stand twice", "image dropped")
+        builder.report(str(listing), "duplicate_image", f"{len(stems) - len(trees)} repeated lines", "image dropped")
     return builder.build()
 
 
@@ -58,7 +58,7 @@ def _parse(path: Path) -> ElementTree.Element | str:
     except OSError as error:
         return error.strerror or str(error)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        return f"no valid XML: {error}"
+        return f"not valid XML: {error}"
 
 
 def _add(builder: DatasetBuilder, root: Path, stem: str, annotation: Path, tree: ElementTree.Element) -> None:
@@ -89,7 +89,7 @@ def _find_image(folder: Path, stem: str, filename: str) -> Path | None:
 
 
 def _number(text: str | None) -> float:
-    """Nan for what is no number, so that the rule `not_finite` reports it."""
+    """The number; NaN if the text is not a number, so that the rule `not_finite` reports it."""
     try:
         return float(text) if text is not None else float("nan")
     except ValueError:

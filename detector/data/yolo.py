@@ -1,4 +1,4 @@
-"""YOLO text labels: `class cx cy w h` in shares of the picture, listed by a data.yaml or a Darknet .data file."""
+"""YOLO text labels: `class cx cy w h` as shares of the image, listed by a data.yaml or a Darknet .data file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_yolo(path: Path, split: str, *, class_names: tuple[str, ...] | None, po
     seen: set[Path] = set()
     for image_path in _list_pictures(source, path):
         if image_path in seen:
-            builder.report(str(image_path), "duplicate_image", "stands twice in the list", "image dropped")
+            builder.report(str(image_path), "duplicate_image", "appears twice in the list", "image dropped")
             continue
         seen.add(image_path)
         _add(builder, image_path, file_names)
@@ -88,25 +88,25 @@ def _read_darknet_data(path: Path) -> tuple[tuple[str, ...], dict[str, list[Path
 
 
 def _beside(path: Path, target: str) -> Path:
-    """Darknet's paths start at the working folder; those beside the file are found as well."""
+    """Darknet's paths are relative to the working folder; paths relative to the file are found as well."""
     return Path(target) if Path(target).exists() else path.parent / target
 
 
 def _list_pictures(sources: list[Path], index: Path) -> list[Path]:
-    pictures: list[Path] = []
+    images: list[Path] = []
     for source in sources:
         if source.is_dir():
-            pictures += list_images(source)
+            images += list_images(source)
         elif source.suffix == ".txt" and source.is_file():
             lines = read_text(source).splitlines()
-            pictures += [_beside(source, line.strip()) for line in lines if line.strip()]
+            images += [_beside(source, line.strip()) for line in lines if line.strip()]
         else:
-            raise InputError(f"{index}: expected a folder or a list of pictures (.txt), but {source} is neither")
-    return pictures
+            raise InputError(f"{index}: expected a folder or a list of images (.txt), but {source} is neither")
+    return images
 
 
 def _label_path(image_path: Path) -> Path:
-    """.../images/a.jpg -> .../labels/a.txt (the last folder named images); else the .txt beside the picture."""
+    """.../images/a.jpg -> .../labels/a.txt (the last folder named images); else the .txt beside the image."""
     parts = list(image_path.parts)
     if "images" in parts:
         position = len(parts) - 1 - parts[::-1].index("images")
@@ -119,7 +119,7 @@ def _label_path(image_path: Path) -> Path:
 
 def _add(builder: DatasetBuilder, image_path: Path, file_names: tuple[str, ...]) -> None:
     if not image_path.is_file() or image_path.suffix.lower() not in IMAGE_SUFFIXES:
-        return builder.report(str(image_path), "missing_image", "no such picture", "image dropped")
+        return builder.report(str(image_path), "missing_image", "no such image", "image dropped")
     try:
         height, width = read_image_size(image_path)
     except InputError as error:
@@ -127,7 +127,7 @@ def _add(builder: DatasetBuilder, image_path: Path, file_names: tuple[str, ...])
     builder.add_image(image_path, image_id=image_path.stem, size_hw=(height, width))
     labels = _label_path(image_path)
     if not labels.is_file():
-        return None  # a picture without a label file is a picture without objects
+        return None  # an image without a label file has no objects
     for number, line in enumerate(labels.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
             _add_line(builder, line, f"{labels}, line {number}", file_names, (height, width))

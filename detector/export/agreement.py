@@ -19,7 +19,7 @@ from detector.structures import Detections, Floats
 
 SUPPRESSION = Thresholds(max_detections=300)
 SAME_SCORE = 1e-5
-"""Scores so near to each other are the same: which of two such boxes passes a limit is rounding, not disagreement."""
+"""Scores this close count as equal: which of two such boxes passes a limit is rounding, not disagreement."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Tolerances:
 
     Attributes:
         maps: largest difference of the raw maps, relative to the largest value of the map.
-        score: of a box's score.
-        iou: boxes of one class that overlap at least so much are counterparts.
-        unmatched: share of the boxes, of both sides, that may be without a counterpart: where two boxes score nearly
-            the same, suppression may keep the one or the other.
-        ap50: by so much AP50 may change (for int8: fall).
+        score: largest difference of a box's score.
+        iou: boxes of one class with at least this IoU are counterparts.
+        unmatched: share of the boxes of both sides that may lack a counterpart: of two boxes with nearly the same
+            score, suppression may keep either.
+        ap50: largest change of AP50 (for int8: largest drop).
     """
 
     maps: float
@@ -45,9 +45,9 @@ class Tolerances:
 TOLERANCES = {
     # float32 sums in another order
     "fp32": Tolerances(maps=1e-4, score=1e-3, iou=0.999, unmatched=0.0, ap50=0.001),
-    # 11 bits of mantissa in weights and features, over some fifty layers
+    # 11 bits of mantissa in weights and features, over about fifty layers
     "fp16": Tolerances(maps=2e-2, score=0.05, iou=0.9, unmatched=0.02, ap50=0.002),
-    # 8 bits: single boxes may go either way, AP50 decides
+    # 8 bits: single boxes may differ, AP50 decides
     "int8": Tolerances(maps=0.5, score=0.5, iou=0.5, unmatched=0.25, ap50=0.01),
 }
 
@@ -57,14 +57,14 @@ class Agreement:
     """What the gate measured.
 
     Attributes:
-        images: how many were looked at.
-        boxes: how many the network found in them.
+        images: number of images compared.
+        boxes: number of boxes that the network found in them.
         maps: largest relative difference of the raw maps.
         score: largest difference of the scores of matched boxes.
         iou: smallest overlap of matched boxes (1 without any); never below the tolerance.
         unmatched: share of the boxes of both sides without a counterpart.
-        on_limit: boxes of the network that the export lacks, and that only just pass a limit; not in `unmatched`.
-        ap50: of the export and `ap50_reference` of the network, where they were measured.
+        on_limit: boxes of the network that the export lacks but that only just pass a limit; not in `unmatched`.
+        ap50, ap50_reference: AP50 of the export and of the network; None = not measured.
     """
 
     images: int
@@ -78,7 +78,7 @@ class Agreement:
     ap50_reference: float | None = None
 
     def worst_of(self, other: Agreement) -> Agreement:
-        """Both measurements as one."""
+        """The worse of both measurements; counts are added."""
         return replace(
             self,
             images=self.images + other.images,
@@ -95,7 +95,7 @@ class Agreement:
 
         Args:
             allowed: the declared tolerances.
-            only_losses: a better AP50 is no complaint.
+            only_losses: a better AP50 is not a complaint.
         """
         found = []
         if not self.maps <= allowed.maps:
@@ -107,11 +107,14 @@ class Agreement:
         if self.ap50 is not None and self.ap50_reference is not None:
             change = self.ap50_reference - self.ap50
             if not (change if only_losses else abs(change)) <= allowed.ap50:
-                found.append(f"AP50 is {self.ap50:.4f} instead of {self.ap50_reference:.4f} (at most {allowed.ap50:g})")
+                found.append(
+                    f"AP50 is {self.ap50:.4f} instead of {self.ap50_reference:.4f} "
+                    f"(a change of at most {allowed.ap50:g} is allowed)"
+                )
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """As plain values, for the record."""
         return asdict(self)
 
 
@@ -122,7 +125,7 @@ def compare(reference: Runtime, candidate: Runtime, images: Pixels, decoder: Dec
         reference: the network in float32.
         candidate: the export.
         images: (B, H, W, 3) uint8 RGB of the network's size.
-        decoder: of both.
+        decoder: for the raw maps of both.
         allowed: the declared tolerances.
     """
     expected, given = reference.run(images), candidate.run(images)
@@ -135,7 +138,7 @@ def compare(reference: Runtime, candidate: Runtime, images: Pixels, decoder: Dec
 
 
 def widened(suppression: Thresholds) -> Thresholds:
-    """Limits that also let through what scores as much as the last that passes the given ones."""
+    """Limits that also let through boxes that tie with the last box within the given limits."""
     return replace(
         suppression,
         score_threshold=max(suppression.score_threshold - SAME_SCORE, 0.0),
@@ -146,13 +149,13 @@ def widened(suppression: Thresholds) -> Thresholds:
 def compare_detections(
     pairs: Sequence[tuple[Detections, Detections]], suppression: Thresholds, allowed: Tolerances
 ) -> Agreement:
-    """Compares only boxes: for graphs that end in them.
+    """Compares only boxes, for graphs that end in boxes.
 
-    Every box of the export must have a counterpart in the network's, and every box of the network one in the export,
-    unless it scores no more than what just passes the export's limits.
+    Every box of the export must have a counterpart among the network's. Every box of the network must have one in the
+    export, unless its score only just passes the export's limits.
 
     Args:
-        pairs: of what the network found with the `widened` limits, and the export with the limits; for each image.
+        pairs: for each image, detections of the network with the `widened` limits, and of the export with the limits.
         suppression: the limits.
         allowed: the declared tolerances.
     """
@@ -173,7 +176,7 @@ def compare_detections(
 
 @dataclass(frozen=True)
 class _Difference:
-    """What was found in one image; see `Agreement`. `total`: boxes of both sides, `alone` without a counterpart."""
+    """The comparison of one image; see `Agreement`. `total`: boxes of both sides; `alone`: without a counterpart."""
 
     boxes: int
     total: int
@@ -205,7 +208,7 @@ def _compare_image(found: Detections, given: Detections, suppression: Thresholds
 
 
 def _disagreement(images: int) -> Agreement:
-    """Of an export that gives numbers that are not finite."""
+    """The result for an export whose numbers are not all finite."""
     return Agreement(images, 0, float("inf"), float("inf"), 0.0, 1.0)
 
 

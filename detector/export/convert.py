@@ -38,7 +38,7 @@ def to_darknet(weights: str, out: Path) -> dict[str, Any]:
     require_free(out, "OUT", suffix=target.suffix, beside=target.beside)
     loaded = find_trainable(weights)
     if not isinstance(loaded.model, ModelConfig) or not isinstance(loaded.network, Detector):
-        raise InputError(f"{loaded.path}: is a Darknet model already")
+        raise InputError(f"{loaded.path}: is already a Darknet model")
     exported = export_detector(loaded.network, loaded.model, loaded.preprocess)
     with _beside(out) as trial:
         write_darknet(exported, loaded.class_names, trial)
@@ -71,7 +71,7 @@ def from_darknet(cfg: str, weights: str, out: Path, *, names: str | None = None)
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A place for a trial of `out`, on the same disk, that is removed in any case."""
+    """A temporary path for a trial of `out`, on the same disk; always removed at the end."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         yield Path(folder) / out.name
@@ -85,7 +85,7 @@ def partial(cfg: str, weights: str, out: Path, *, num_layers: int) -> dict[str, 
     if not 0 < num_layers <= len(network.layers):
         raise InputError(f"--layers: expected 1 to {len(network.layers)}, got {num_layers}")
     kept = network.convolutions(num_layers)
-    write_weights(out, kept, replace(network.header, seen=0))  # a training starts from it
+    write_weights(out, kept, replace(network.header, seen=0))  # training starts from this file
     return {"written": str(out), "convolutions": len(kept), "bytes": out.stat().st_size}
 
 

@@ -1,4 +1,4 @@
-"""Writes a detector in one of the formats; whether the file agrees with the weights is the gate's business."""
+"""Writes a detector in one of the formats; the gate checks that the file agrees with the weights."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from detector.runtime.torch_backend import RECORD_FILE
 
 
 def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, out: Path) -> dict[str, Any]:
-    """Writes the file, in the format that its suffix tells.
+    """Writes the file, in the format of its suffix.
 
     Args:
         loaded: the weights.
         record: what the file says about itself.
-        data: for int8: images to calibrate on, and AP50 to keep.
+        data: for int8: images to calibrate on, and the AP50 to keep.
         out: the file.
 
     Returns:
-        what is worth noting about it.
+        notes on the quantization for int8, else nothing.
 
     Raises:
-        InputError: a part that the format does not know, or int8 without labels.
+        InputError: the format does not support a part of the network, or int8 without labels.
     """
     if out.suffix == ".torchscript":
         return _write_script(loaded.network, record, out)
@@ -59,7 +59,7 @@ def _write_script(network: nn.Module, record: ExportRecord, out: Path) -> dict[s
     batch = record.batch or 2
     example = torch.rand(batch, 3, *record.preprocess.size_hw)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TracerWarning: shapes that were read; the gate runs another size, too
+        warnings.simplefilter("ignore")  # TracerWarning: shapes that are read; the gate also runs another size
         traced = torch.jit.trace(  # type: ignore[no-untyped-call]
             fold_batchnorm(network).cpu(), example
         )

@@ -62,7 +62,7 @@ def export(loaded: LoadedDetector, request: Request, data: GateData) -> dict[str
             raise
         except Exception as error:  # the libraries' exceptions have no common class
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{request.out}: cannot be made: {type(error).__name__}: {reason}") from error
+            raise InputError(f"{request.out}: the export failed: {type(error).__name__}: {reason}") from error
         measured = {**agreement.as_dict(), **notes}
         complaints = agreement.complaints(allowed, only_losses=request.precision == "int8")
         if request.suppression is not None and agreement.boxes == agreement.on_limit:
@@ -93,7 +93,7 @@ def _record(loaded: LoadedDetector, request: Request, data: GateData, allowed: T
 
 
 def refusal_path(out: Path) -> Path:
-    """Where the report of a refused export lies."""
+    """Path of the report of a refused export."""
     return out.with_name(f"{out.name}.refused.json")
 
 
@@ -103,21 +103,21 @@ def sha256(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Of all files in a folder, by name."""
+    """Hashes of all files in a folder, by name."""
     return {path.name: sha256(path) for path in sorted(folder.iterdir())}
 
 
 def _compare(
     loaded: LoadedDetector, record: ExportRecord, data: GateData, trial: Path, allowed: Tolerances
 ) -> Agreement:
-    """Runs the network and the file that was written on the same images."""
+    """Runs the network and the written file on the same images."""
     reference, candidate = TorchRuntime(loaded.network), _open(trial, record)
     images = data.images[:MAX_COMPARED_IMAGES]
     if record.suppression is not None:
         agreement = _compare_boxes(reference, candidate, record, images, allowed)
         return _with_ap50(agreement, reference, candidate, record, data)
     agreement = compare(reference, candidate, images, record.decoder, allowed)
-    if record.dynamic:  # another size and number, too
+    if record.dynamic:  # also with another size and number of images
         half = max(record.preprocess.size_hw[0] // 64, 1) * 32
         other = compare(reference, candidate, np.ascontiguousarray(images[:2, :half]), record.decoder, allowed)
         agreement = agreement.worst_of(other)
@@ -127,7 +127,7 @@ def _compare(
 def _with_ap50(
     agreement: Agreement, reference: Runtime, candidate: Runtime, record: ExportRecord, data: GateData
 ) -> Agreement:
-    """Adds AP50 of both where there are labels; both with the thresholds of a graph that ends in boxes."""
+    """Adds AP50 of both if there are labels, with the graph's thresholds if it ends in boxes."""
     if data.measure is None:
         return agreement
     indices = range(data.num_images)
@@ -136,7 +136,7 @@ def _with_ap50(
 
 
 def _open(trial: Path, record: ExportRecord) -> Runtime:
-    """Reads a file as its users will. Raises: InputError: what it says about itself is not what was to be written."""
+    """Reads a file as its users will. Raises: InputError: it does not describe the same detector."""
     loaded = load_any(trial)
     same = loaded.class_names == record.class_names and loaded.preprocess.size_hw == record.preprocess.size_hw
     for name in ("strides", "scale_xy", "new_coords"):
@@ -151,7 +151,7 @@ def _open(trial: Path, record: ExportRecord) -> Runtime:
 def _compare_boxes(
     reference: Runtime, candidate: Runtime, record: ExportRecord, images: Pixels, allowed: Tolerances
 ) -> Agreement:
-    """For graphs that end in boxes, with the thresholds that are part of them."""
+    """For graphs that end in boxes, with the graph's own thresholds."""
     assert record.suppression is not None
     found = []
     for runtime, limits in ((reference, widened(record.suppression)), (candidate, record.suppression)):
@@ -169,18 +169,18 @@ def _refuse(
     measured: dict[str, Any],
     complaints: list[str],
 ) -> NoReturn:
-    """Writes the report and raises; the trial files go with their folder."""
+    """Writes the report and raises; the trial files are removed with their folder."""
     allowed = record.gate["tolerances"]["maps"]
     try:
         image = np.repeat(data.images[:1], record.batch or 1, axis=0)
         expected = run_layers(loaded.network, image)
         first = first_difference(expected, run_export_layers(trial, loaded.network, image, expected), allowed)
-    except Exception as error:  # whatever the libraries raise; the refusal itself stands
+    except Exception as error:  # whatever the libraries raise; the export is refused anyway
         first = {"layer": f"unknown ({' '.join(str(error).split())})"}
     measured = {
         name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in measured.items()
     }
     report = {"refused": complaints, "first_layer_that_differs": first, "measured": measured, **record.gate}
     write_atomically(refusal_path(out), json.dumps(report, indent=2).encode())
-    where = "every layer agrees by itself" if first is None else f"the first layer that differs is {first['layer']}"
+    where = "every single layer agrees" if first is None else f"the first layer that differs is {first['layer']}"
     raise InputError(f"{out}: refused: {'; '.join(complaints)}; {where}; report in {refusal_path(out)}")

@@ -27,7 +27,7 @@ NUM_DRAWN = 8
 
 
 class MeasureAP50(Protocol):
-    """AP50 of a runtime on the images of these indices, with the config's thresholds or the given ones."""
+    """AP50 of a runtime on the images with these indices, with the config's thresholds or the given ones."""
 
     def __call__(self, runtime: Runtime, indices: Sequence[int], suppression: Thresholds | None = None) -> float: ...
 
@@ -40,7 +40,7 @@ class GateData:
         images: (B, H, W, 3) uint8 RGB of the network's size.
         origin: where they come from, for the record.
         measure: measures AP50; None = there are no labels.
-        num_images: that `measure` knows.
+        num_images: number of images that `measure` can use.
     """
 
     images: Pixels
@@ -57,17 +57,17 @@ def gather_gate_data(
     split: str | None = None,
     images_dir: str | None = None,
 ) -> GateData:
-    """Images of a data set with its labels; without one, of the data that the weights were trained on, else drawn ones.
+    """Images and labels of a data set; without one, images of the weights' own data, else drawn images.
 
     Args:
         loaded: the weights.
-        size_hw: of the network's input; None = as it was trained.
+        size_hw: size of the network's input; None = as it was trained.
         data: any data set that the tools read; None = only raw maps and boxes are compared, no AP50.
-        split: of it; None = the training split of the config.
+        split: split of the data set; None = the training split of the config.
         images_dir: folder of the images of a COCO JSON.
 
     Raises:
-        InputError: there is no such data set, or it has no image.
+        InputError: there is no such data set, or it has no images.
     """
     config = loaded.config
     policy = config.data.bad_labels if config else "clip"
@@ -117,7 +117,7 @@ def measure_ap50(
     size_hw: tuple[int, int] | None = None,
     suppression: Thresholds | None = None,
 ) -> float:
-    """AP50 of a runtime on some images of a data set; 0 where there is no object.
+    """AP50 of a runtime on some images of a data set; 0 if there are no objects.
 
     The thresholds are those of the config that the weights were trained with, unless others are given.
     """

@@ -1,4 +1,4 @@
-"""Layer by layer: which module of a network is the first whose output an export does not give.
+"""Layer by layer: the first module of a network whose output an export does not reproduce.
 
 Legend: B images.
 """
@@ -26,20 +26,20 @@ from detector.structures import Floats
 
 @dataclass(frozen=True)
 class Layer:
-    """What one module of the network took and gave for the pictures of a comparison."""
+    """Inputs and output of one module of the network for the images of a comparison."""
 
     inputs: tuple[Tensor, ...]
     output: Floats
 
 
-def run_layers(network: nn.Module, pictures: Pixels) -> dict[str, Layer]:
-    """Inputs and output of every module that gives one tensor, by its path, in the order in which they end.
+def run_layers(network: nn.Module, images: Pixels) -> dict[str, Layer]:
+    """Inputs and output of every module that returns one tensor, by its path, in the order in which they finish.
 
-    Modules that are used more than once are left out: it cannot be told which use is meant.
+    Modules that are used more than once are left out: their path does not tell which use is meant.
 
     Args:
         network: is copied; normalisation is folded as in the exports.
-        pictures: (B, H, W, 3) uint8.
+        images: (B, H, W, 3) uint8.
     """
     folded = fold_batchnorm(network).cpu()
     layers: dict[str, Layer] = {}
@@ -61,14 +61,14 @@ def run_layers(network: nn.Module, pictures: Pixels) -> dict[str, Layer]:
             module.register_forward_pre_hook(lambda _, inputs, path=path: take(path, inputs))
             module.register_forward_hook(lambda _, __, output, path=path: give(path, output))
     with torch.no_grad():
-        folded(torch.from_numpy(to_planes(pictures)))
+        folded(torch.from_numpy(to_planes(images)))
     return {path: layer for path, layer in layers.items() if calls[path] == 1}
 
 
 def first_difference(
     expected: Mapping[str, Layer], given: Mapping[str, Floats], tolerance: float
 ) -> dict[str, Any] | None:
-    """The first module whose output is out of tolerance; None = all that both know agree.
+    """The first module whose output is out of tolerance; None = all modules that both have agree.
 
     Args:
         expected: from `run_layers`, in the order of computation.
@@ -84,26 +84,26 @@ def first_difference(
 
 
 def run_export_layers(
-    path: Path, network: nn.Module, pictures: Pixels, reference: Mapping[str, Layer]
+    path: Path, network: nn.Module, images: Pixels, reference: Mapping[str, Layer]
 ) -> dict[str, Floats]:
-    """What the modules of a network give in an exported file, by the modules' paths.
+    """Outputs of a network's modules in an exported file, by the modules' paths.
 
     Args:
         path: .onnx, .xml, .torchscript or .cfg.
-        network: that was exported.
-        pictures: (B, H, W, 3) uint8.
-        reference: of the network; for TorchScript each module is run on the inputs noted there.
+        network: the one that was exported.
+        images: (B, H, W, 3) uint8.
+        reference: the network's layers; for TorchScript each module is run on the inputs recorded there.
     """
     if path.suffix == ".onnx":
-        return _onnx_layers(path, pictures)
+        return _onnx_layers(path, images)
     if path.suffix == ".xml":
-        return _openvino_layers(path, pictures)
+        return _openvino_layers(path, images)
     if path.suffix == ".torchscript":
         return _script_layers(path, reference)
-    return _darknet_layers(path, network, pictures)
+    return _darknet_layers(path, network, images)
 
 
-def _onnx_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+def _onnx_layers(path: Path, images: Pixels) -> dict[str, Floats]:
     import onnx
 
     from detector.runtime.onnxruntime_backend import OnnxRuntime
@@ -115,11 +115,11 @@ def _onnx_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
         if name not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     names = [output.name for output in model.graph.output]
-    outputs = dict(zip(names, OnnxRuntime(model.SerializeToString(), batch=None).run(pictures), strict=True))
+    outputs = dict(zip(names, OnnxRuntime(model.SerializeToString(), batch=None).run(images), strict=True))
     return {path: outputs[name] for path, name in values.items()}
 
 
-def _openvino_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
+def _openvino_layers(path: Path, images: Pixels) -> dict[str, Floats]:
     import openvino
 
     from detector.runtime.openvino_backend import OpenVinoRuntime, read_model
@@ -130,7 +130,7 @@ def _openvino_layers(path: Path, pictures: Pixels) -> dict[str, Floats]:
     last_of = {path: node.get_friendly_name() for path, node in ends.items()}
     unique = {node.get_friendly_name(): node for node in ends.values()}
     model = openvino.Model([node.output(0) for node in unique.values()], model.get_parameters(), "layers")
-    outputs = dict(zip(unique, OpenVinoRuntime(model, batch=None).run(pictures), strict=True))
+    outputs = dict(zip(unique, OpenVinoRuntime(model, batch=None).run(images), strict=True))
     return {path: outputs[name] for path, name in last_of.items()}
 
 
@@ -139,19 +139,19 @@ def _script_layers(path: Path, reference: Mapping[str, Layer]) -> dict[str, Floa
     outputs = {}
     with torch.no_grad():
         for name, layer in reference.items():
-            # Tracing leaves nothing of an identity but its name.
+            # Tracing keeps only the name of an identity.
             if name in modules and modules[name].original_name != "Identity":
                 outputs[name] = modules[name](*layer.inputs).numpy().copy()
     return outputs
 
 
-def _darknet_layers(path: Path, network: nn.Module, pictures: Pixels) -> dict[str, Floats]:
+def _darknet_layers(path: Path, network: nn.Module, images: Pixels) -> dict[str, Floats]:
     assert isinstance(network, Detector)
     written = load_darknet(path, path.with_suffix(".weights"), cpu_parity=False)
     with torch.no_grad():
-        every = written(torch.from_numpy(to_planes(pictures)), all_layers=True)
+        every = written(torch.from_numpy(to_planes(images)), all_layers=True)
     sections = [output for output, kind in zip(every, written.kinds, strict=True) if kind == "convolutional"]
     paths = convolution_paths(network)
-    # The section of SAM's convolution holds its sigmoid as well, our module does not.
+    # Darknet's section of SAM's convolution includes the sigmoid; our module does not.
     pairs = [pair for pair in zip(paths, sections, strict=True) if not pair[0].endswith(".gate")]
     return {name: output.numpy() for name, output in pairs}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import onnx
 import openvino
 
-os.environ.setdefault("NNCF_CI", "1")  # NNCF reports its use to its makers otherwise
+os.environ.setdefault("NNCF_CI", "1")  # otherwise NNCF sends usage data to its developers
 import nncf
 from nncf import QuantizationPreset
 from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
@@ -26,9 +26,9 @@ from detector.structures import Floats
 
 MAX_CALIBRATION_PICTURES = 300
 MAX_RANKING_PICTURES = 64
-"""On so many it is tried which layer costs the most AP50; the budget itself is measured on all."""
+"""Layers are ranked by their cost in AP50 on this many images; the budget itself is measured on all."""
 NNCF_SHARE_OF_BUDGET = 0.5
-"""NNCF measures in float32, the gate as users run the file (in bf16 where it can): the other half is for that."""
+"""NNCF measures in float32, the gate as users run the file (bf16 where possible); the other half covers that."""
 Model = TypeVar("Model", openvino.Model, onnx.ModelProto)
 Measure = Callable[[Runtime, Sequence[int]], float]
 
@@ -50,26 +50,26 @@ class _Compiled:
 
 
 def quantize(
-    model: Model, pictures: Pixels, num_images: int, measure: Measure, max_drop: float
+    model: Model, images: Pixels, num_images: int, measure: Measure, max_drop: float
 ) -> tuple[Model, dict[str, Any]]:
     """Quantizes to INT8; puts layers back into floating point until AP50 falls by at most half of `max_drop`.
 
     Args:
-        model: takes one image; stays as it is.
-        pictures: (B, H, W, 3) uint8 of the network's size, to calibrate with; the first 300 are used.
-        num_images: how many images `measure` can measure on.
-        measure: AP50 of a runtime on the images of these indices.
-        max_drop: the budget.
+        model: takes one image; is not changed.
+        images: (B, H, W, 3) uint8 of the network's size, to calibrate with; the first 300 are used.
+        num_images: number of images that `measure` can use.
+        measure: AP50 of a runtime on the images with these indices.
+        max_drop: the AP50 budget.
 
     Returns:
-        the model, and what is worth noting: convolutions in all, those that stayed in floating point, by name, and
-        how many pictures it was calibrated with.
+        the model, and notes: the number of convolutions, the names of those kept in floating point, and the number of
+        calibration images.
 
     Raises:
-        InputError: NNCF cannot quantize this network. Whether the budget was met, the gate finds out.
+        InputError: NNCF cannot quantize this network. The gate checks whether the budget is met.
     """
     nncf.set_log_level(logging.ERROR)
-    pictures = pictures[:MAX_CALIBRATION_PICTURES]
+    images = images[:MAX_CALIBRATION_PICTURES]
 
     def validate(prepared: Any, indices: Iterable[int]) -> tuple[float, None]:
         if isinstance(prepared, onnx.ModelProto):
@@ -78,33 +78,33 @@ def quantize(
             runtime = _Compiled(prepared)
         return measure(runtime, [int(index) for index in indices]), None
 
-    def to_input(picture: Pixels) -> Any:
-        planes = to_planes(picture[None])
+    def to_input(image: Pixels) -> Any:
+        planes = to_planes(image[None])
         return planes if isinstance(model, openvino.Model) else {INPUT_NAME: planes}
 
     try:
         with kept_signal_stack(), contextlib.redirect_stdout(sys.stderr):  # NNCF's progress bars
             quantized: Model = nncf.quantize_with_accuracy_control(
                 model,
-                nncf.Dataset(list(pictures), to_input),
+                nncf.Dataset(list(images), to_input),
                 nncf.Dataset(list(range(num_images))),
                 validate,
                 max_drop=NNCF_SHARE_OF_BUDGET * max_drop,
                 preset=QuantizationPreset.MIXED,
-                subset_size=len(pictures),
+                subset_size=len(images),
                 advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
                     ranking_subset_size=min(num_images, MAX_RANKING_PICTURES)
                 ),
             )
-    except Exception as error:  # NNCF's exceptions have no common class but this
+    except Exception as error:  # NNCF's exceptions have no narrower common class
         raise InputError(f"--precision int8: NNCF cannot quantize this network: {error}") from error
     names, kept = _convolutions(quantized)
-    notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_pictures": len(pictures)}
+    notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_pictures": len(images)}
     return quantized, notes
 
 
 def _convolutions(model: openvino.Model | onnx.ModelProto) -> tuple[list[str], list[str]]:
-    """Names of all convolutions, and of those whose weights are no integers."""
+    """Names of all convolutions, and of those whose weights are not integers."""
     if isinstance(model, openvino.Model):
         nodes = [node for node in model.get_ops() if "Convolution" in node.get_type_name()]
         names = [node.get_friendly_name() for node in nodes]

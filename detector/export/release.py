@@ -1,4 +1,4 @@
-"""Weights for release: half precision, with all that belongs to them inside, and only if nothing is lost."""
+"""Weights for release: half precision, with config, metrics and provenance; written only if accuracy is kept."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from detector.inference.find import find_trainable, load_detector
 from detector.inference.predictor import Predictor
 
 TOLERANCE = 0.001
-"""AP and AP50 may move by so much; rounding swaps detections with nearly equal scores."""
+"""Largest allowed change of AP and AP50; rounding swaps detections with nearly equal scores."""
 
 
 def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
     """Writes the weights of a run in half precision and measures both on the run's validation split.
 
-    Normalisation stays in float32: it is small, and its variances may be too small for half precision. What is
-    recorded: the whole config, the metrics of the file itself, where the weights come from.
+    Normalisation stays in float32: it is small, and its variances may be too small for half precision. The file
+    records the whole config, its own metrics and where the weights come from.
 
     Args:
-        run: its folder, config or weights.
+        run: folder, config or weights of the run.
         out: the file to write.
         progress: show bars on stderr.
 
     Returns:
-        written, bytes, ap50 and ap of the file, and of the float32 weights.
+        written, bytes, ap50 and ap of the file, ap50_float32 and ap_float32 of the float32 weights.
 
     Raises:
         InputError: not a run of this program, its data are missing, the file exists, or the metrics differ by more
@@ -60,8 +60,8 @@ def release(run: str, out: Path, *, progress: bool = False) -> dict[str, Any]:
         trial.unlink(missing_ok=True)
     if max(abs(full[key] - half[key]) for key in ("ap", "ap50")) > TOLERANCE:
         raise InputError(
-            f"{out}: refused, half precision changes AP50 {full['ap50']:.4f} to {half['ap50']:.4f} and AP "
-            f"{full['ap']:.4f} to {half['ap']:.4f} (at most {TOLERANCE})"
+            f"{out}: refused, half precision changes AP50 from {full['ap50']:.4f} to {half['ap50']:.4f} and AP "
+            f"from {full['ap']:.4f} to {half['ap']:.4f} (at most {TOLERANCE})"
         )
     provenance = {
         "program": f"detector {__version__}",
@@ -93,7 +93,7 @@ def _measure(path: Path, config: DetectConfig, dataset: DetectionDataset, *, pro
 
 
 def _in_half_precision(checkpoint: Checkpoint) -> Checkpoint:
-    """The weights to predict with; normalisation stays as it is."""
+    """The weights for prediction in half precision; normalisation stays as it is."""
     tensors = {
         f"model.{name}": value.half() if value.ndim > 1 else value for name, value in checkpoint.weights().items()
     }
@@ -111,7 +111,7 @@ def _save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _describe(dataset: DetectionDataset, split: str) -> dict[str, Any]:
-    """Enough to tell whether other data are the same: counts, and a hash over image ids, boxes and labels."""
+    """Enough to check whether other data are the same: counts, and a hash over image ids, boxes and labels."""
     content = hashlib.sha256("\n".join(map(str, dataset.image_ids)).encode())
     content.update(dataset.boxes_xyxy.tobytes())
     content.update(dataset.labels.tobytes())

@@ -20,11 +20,11 @@ class Request:
         to: a key of `FORMATS`.
         out: the file to write; its suffix is the format's.
         precision: fp32, fp16 (weights) or int8.
-        size_hw: of the network's input; None = as it was trained.
-        batch: images of one run; None = any number.
-        dynamic: any height and width that are multiples of 32.
+        size_hw: size of the network's input; None = as it was trained.
+        batch: images per run; None = any number.
+        dynamic: accept any height and width that are multiples of 32.
         suppression: not None = the graph ends in boxes.
-        max_drop: of AP50, for int8.
+        max_drop: largest drop of AP50, for int8.
     """
 
     to: str
@@ -52,7 +52,7 @@ def check_request(loaded: LoadedDetector, request: Request) -> None:
     if request.suppression is not None and request.to == "torchscript":
         raise InputError("--with-nms: is for --to onnx and openvino")
     if request.precision == "int8" and (request.suppression or request.dynamic or request.batch != 1):
-        raise InputError("--precision int8: works with one size, batch 1 and without --with-nms")
+        raise InputError("--precision int8: works with one size and batch 1 only; leave out --with-nms and --dynamic")
     if request.to == "darknet" and not isinstance(loaded.model, ModelConfig):
         raise InputError(f"{loaded.path}: is a Darknet model already")
 
@@ -63,11 +63,11 @@ def require_free(out: Path, option: str, *, suffix: str, beside: tuple[str, ...]
     Args:
         out: the file.
         option: what the user calls it.
-        suffix: that it must have.
+        suffix: the suffix that it must have.
         beside: suffixes of the files that are written beside it.
 
     Raises:
-        InputError: another suffix, or a file would be overwritten.
+        InputError: the suffix is wrong, or a file would be overwritten.
     """
     if out.suffix != suffix:
         raise InputError(f"{option} {out}: expected a name that ends in {suffix}")

@@ -1,4 +1,4 @@
-"""From a loaded detector to a runtime that computes it: by its file, by name, or the quickest on this machine."""
+"""Opens the runtime for a loaded detector: by its file, by name, or the quickest on this machine."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WARM_UP_ROUNDS = 3
 MEASURED_ROUNDS = 15
 
 MAP_TOLERANCE = {"torch": 1e-4, "onnxruntime": 1e-4, "openvino": 1e-4, "opencv": 1e-3, "openvino-bf16": 0.1}
-"""Of raw maps, relative to the largest value. OpenCV sums some convolutions by Winograd's formula."""
+"""Difference of raw maps, relative to the largest value. OpenCV computes some convolutions by Winograd's formula."""
 LOW_PRECISION_TOLERANCE = 0.3
-"""Of raw maps of files in fp16 or int8, between libraries."""
+"""The same for files in fp16 or int8, between libraries."""
 
 
 def open_runtime(
@@ -48,10 +48,10 @@ def open_runtime(
             library of its format for an exported file.
         device: for PyTorch, such as "cuda:0".
         threads: None = all usable processors.
-        streams: for OpenVINO: pictures that are computed side by side, when as many threads call it.
+        streams: for OpenVINO: images computed in parallel, when this many threads call it.
 
     Raises:
-        InputError: the backend cannot open this, or does not agree with PyTorch (of an exported file: with the library
+        InputError: the backend cannot open this, or does not agree with PyTorch (for an exported file: with the library
             that ran when it was written).
     """
     possible = possible_backends(loaded)
@@ -73,7 +73,7 @@ def open_runtime(
 
 
 def possible_backends(loaded: Loaded) -> tuple[str, ...]:
-    """The names of the backends that can run this, the one to take when none is named first."""
+    """Names of the backends that can run this, the default first."""
     if isinstance(loaded, LoadedDetector):
         return BACKENDS
     assert isinstance(loaded, LoadedExport)
@@ -81,7 +81,7 @@ def possible_backends(loaded: Loaded) -> tuple[str, ...]:
     assert exported is not None, "load_any goes by the suffix"
     names = exported.backends
     if names[0] == "openvino" and loaded.record.precision == "int8" and computes_in_bf16():
-        return ("openvino-bf16", "openvino")  # what is not in INT8 is quicker so
+        return ("openvino-bf16", "openvino")  # layers that are not in INT8 are quicker in bfloat16
     return names if loaded.record.suppression is None else tuple(name for name in names if name != "opencv")
 
 
@@ -119,9 +119,9 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
 
 
 def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tolerance: float) -> None:
-    """Compares the raw maps of a random picture. Raises: InputError: they differ by more than the tolerance."""
-    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
-    difference = max(map(relative_difference, reference.run(picture), runtime.run(picture)))
+    """Compares the raw maps of a random image. Raises: InputError: they differ by more than the tolerance."""
+    image = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+    difference = max(map(relative_difference, reference.run(image), runtime.run(image)))
     if not difference <= tolerance:
         raise InputError(
             f"--backend {runtime.name}: refused, its raw maps differ from those of {reference.name} by "
@@ -130,14 +130,14 @@ def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tol
 
 
 def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
-    """Measures the backends in turns, one picture at a time, and remembers the quickest for this file and machine.
+    """Measures the backends in turn, one image at a time, and remembers the quickest for this file and machine.
 
-    bfloat16 takes part only where the processor computes in it. What cannot be opened does not take part. The answer
+    bfloat16 is measured only if the processor computes in it. A backend that cannot be opened is skipped. The answer
     is kept in ~/.cache/detector/backends.json (or $XDG_CACHE_HOME) until the file, the processor, the number of
     threads or a library changes.
 
     Raises:
-        InputError: not one backend can run it.
+        InputError: no backend can run it.
     """
     key = _cache_key(loaded, possible, threads)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detector" / "backends.json"
@@ -148,7 +148,7 @@ def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | 
     if not median_ms:
         raise InputError(f"--backend auto: none of {', '.join(possible)} can run {loaded.path}")
     best = min(median_ms, key=lambda name: median_ms[name])
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+    with suppress(OSError):  # a cache that cannot be written only costs time
         write_atomically(cache, json.dumps({**known, key: best}, indent=2).encode())
     return best
 
@@ -156,21 +156,21 @@ def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | 
 def measure_backends(
     loaded: Loaded, names: Sequence[str], *, threads: int | None = None, rounds: int = MEASURED_ROUNDS
 ) -> dict[str, float]:
-    """Median milliseconds of one picture for each backend that opens and runs, taken in turns."""
+    """Median milliseconds per image of each backend that opens and runs, measured in turn."""
     runtimes: dict[str, Runtime] = {}
-    picture = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, *loaded.preprocess.size_hw, 3), np.uint8)
     for name in names:
         if name.endswith("-bf16") and not computes_in_bf16():
             continue
-        with suppress(Exception):  # whatever the library raises: it does not take part
+        with suppress(Exception):  # a backend that fails, for whatever reason, is skipped
             runtime = open_runtime(loaded, name, threads=threads)
-            runtime.run(picture)
+            runtime.run(image)
             runtimes[name] = runtime
     seconds: dict[str, list[float]] = {name: [] for name in runtimes}
     for turn in range(WARM_UP_ROUNDS + rounds):
         for name, runtime in runtimes.items():
             started = time.perf_counter()
-            runtime.run(picture)
+            runtime.run(image)
             if turn >= WARM_UP_ROUNDS:
                 seconds[name].append(time.perf_counter() - started)
     return {name: 1000 * median(times) for name, times in seconds.items()}
@@ -182,7 +182,7 @@ def computes_in_bf16() -> bool:
 
 
 def _cache_key(loaded: Loaded, possible: Sequence[str], threads: int | None) -> str:
-    """Changes with whatever may change the answer."""
+    """Changes with everything that may change the answer."""
     libraries = []
     for name in ("torch", "onnxruntime", "openvino", "opencv-python"):
         with suppress(PackageNotFoundError):

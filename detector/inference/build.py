@@ -1,4 +1,4 @@
-"""From any model section of a config to a network and the way to read its raw maps: native or from a Darknet cfg."""
+"""Builds the network and the decoder of any model section of a config: native or from a Darknet cfg."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_decoder(model: DetectorModel, network: nn.Module) -> Decoder:
 
 
 def require_detector(network: DarknetNetwork, num_classes: int, where: str) -> None:
-    """Raises: InputError unless the network has [yolo] sections, all alike, for so many classes."""
+    """Raises: InputError unless the network has [yolo] sections, all alike, for this number of classes."""
     yolos = network.yolo_sections
     if not yolos:
         raise InputError(f"{where}: has no [yolo] section; it is a classifier, not a detector")

@@ -32,7 +32,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A detector that was opened, with all that it takes to use it.
+    """An opened detector, with everything needed to use it.
 
     Attributes:
         path: the file that the weights came from.
@@ -53,7 +53,7 @@ class Loaded:
         """The experiment that trained it; None where the file does not say. Raises: InputError: it cannot be read."""
         text = self.info.get("config")
         config = parse_config_text(text, str(self.path)) if text else None
-        assert config is None or isinstance(config, DetectConfig), "classifiers are refused before"
+        assert config is None or isinstance(config, DetectConfig), "classifiers are refused earlier"
         return config
 
 
@@ -80,7 +80,7 @@ class LoadedDetector(Loaded):
 
 @dataclass(frozen=True)
 class LoadedExport(Loaded):
-    """A file of tools/export.py. Attributes: record: what the file says about itself."""
+    """A file written by tools/export.py. Attributes: record: what the file says about itself."""
 
     record: ExportRecord
 
@@ -92,11 +92,11 @@ def load_detector(
 
     Args:
         model: .safetensors, or .cfg.
-        weights: of a .cfg; None = the .weights file of the same name beside it.
+        weights: weights file of a .cfg; None = the .weights file of the same name beside it.
         names: file of class names of a .cfg; None = a *.names file of the right length beside it.
 
     Raises:
-        InputError: a file is missing or damaged, or is not a detector's.
+        InputError: a file is missing or damaged, or does not hold a detector.
     """
     path = Path(model)
     if path.suffix == ".cfg":
@@ -142,7 +142,7 @@ def _load_darknet_detector(cfg: Path, weights: Path, names: str | Path | None) -
 
 
 def fresh_detector(config: DetectConfig, path: Path) -> LoadedDetector:
-    """The network of an experiment, untrained, for what needs no weights: how fast it is, what it costs.
+    """The untrained network of an experiment, for what needs no weights: measuring its speed and cost.
 
     Args:
         config: the experiment.
@@ -152,7 +152,7 @@ def fresh_detector(config: DetectConfig, path: Path) -> LoadedDetector:
 
 
 def load_export(path: Path) -> LoadedExport:
-    """Opens an exported file with the record inside it. Raises: InputError: missing, damaged, or not one of ours."""
+    """Opens an exported file with the record inside it. Raises: InputError: missing, damaged, or without one."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     record = ExportRecord.from_json(_record_text(path), str(path))
@@ -196,7 +196,7 @@ def find_model(model: str | None, weights: str | None, names: str | None = None)
 
 
 def find_trainable(model: str | None, weights: str | None = None, names: str | None = None) -> LoadedDetector:
-    """As `find_model`, for what only weights can do. Raises: InputError: no such file, or an exported one."""
+    """Like `find_model`, for tasks that need the weights. Raises: InputError: no such file, or an exported one."""
     loaded = find_model(model, weights, names)
     if not isinstance(loaded, LoadedDetector):
         raise InputError(f"{loaded.path}: is an exported file; name the weights that it was made from")
@@ -204,7 +204,7 @@ def find_trainable(model: str | None, weights: str | None = None, names: str | N
 
 
 def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None:
-    """The classifier that a user means, by the rules of `find_model`; None where it is anything else.
+    """The classifier that a user means, by the rules of `find_model`; None for anything else.
 
     Raises:
         InputError: a config's run holds no weights yet or another classifier, or a file is damaged.
@@ -221,7 +221,7 @@ def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None
 
 
 def identity(loaded: Loaded) -> str:
-    """A hash over all that its detections depend on: weights, network, size, class names."""
+    """A hash over everything that its detections depend on: weights, network, size, class names."""
     content = hashlib.sha256(loaded.path.read_bytes())
     if loaded.path.suffix == ".xml":
         content.update(loaded.path.with_suffix(".bin").read_bytes())

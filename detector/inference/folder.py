@@ -1,7 +1,7 @@
-"""Detections in many pictures, into one file: batched, resumable, and bad files cost nothing but themselves.
+"""Detections in many images, written to one file: batched, resumable, and bad files do not stop the run.
 
-While a run goes on, every finished picture is one line of JSON in OUT.partial. A run that was killed reads it and goes
-on behind the last whole line; at the end it becomes OUT.
+During a run, every finished image is one line of JSON in OUT.partial. A run that was killed reads this file and resumes
+after the last whole line. At the end the results are written to OUT and OUT.partial is removed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Report:
     """What a run did.
 
     Attributes:
-        images: with a result, those of an interrupted run included.
-        resumed: pictures that an interrupted run had looked at already, failed ones included.
-        failed: file and reason of those that could not be read.
-        detections: in all images.
+        images: images with a result, including those of an interrupted run.
+        resumed: images that an interrupted run had already processed, including failed ones.
+        failed: file and reason of each image that could not be read or predicted.
+        detections: number of detections in all images.
     """
 
     images: int
@@ -46,36 +46,36 @@ class Report:
 
 
 def find_pictures(source: str) -> list[Path]:
-    """The picture files of a folder and its subfolders, of a text file with one path a line, or one picture.
+    """The image files of a folder and its subfolders, of a text file with one path a line, or one image.
 
     Raises:
-        InputError: there is nothing like that, or no picture in it.
+        InputError: the source does not exist, or has no images.
     """
     path = Path(source)
     if path.is_dir():
-        pictures = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
     elif path.suffix == ".txt" and path.is_file():
         lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        pictures = [Path(line.strip()) for line in lines if line.strip()]
+        images = [Path(line.strip()) for line in lines if line.strip()]
     elif path.is_file():
-        pictures = [path]
+        images = [path]
     else:
-        raise InputError(f"{source}: no such picture, folder or list of pictures")
-    if not pictures:
-        raise InputError(f"{source}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return list(dict.fromkeys(pictures))
+        raise InputError(f"{source}: no such image, folder or list of images")
+    if not images:
+        raise InputError(f"{source}: no images found (expected {', '.join(sorted(IMAGE_SUFFIXES))})")
+    return list(dict.fromkeys(images))
 
 
 def check_out(out: Path) -> None:
     """Raises: InputError unless results can be written under this name."""
     if out.suffix not in FORMATS:
-        raise InputError(f"--out {out}: expected a name that ends in .json (COCO) or .jsonl (a line for each picture)")
+        raise InputError(f"--out {out}: expected a name that ends in .json (COCO) or .jsonl (one line per image)")
     if out.exists():
         raise InputError(f"--out {out}: exists already; move it first")
 
 
 def predict_many(
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     out: Path,
     predict: Predict,
     class_names: Sequence[str],
@@ -84,20 +84,20 @@ def predict_many(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Report:
-    """Runs over pictures and writes OUT: COCO JSON (.json), or one line of JSON for each picture (.jsonl).
+    """Runs over images and writes OUT: COCO JSON (.json), or one line of JSON per image (.jsonl).
 
     Args:
-        pictures: files; each once.
+        images: image files, each once.
         out: file to write.
-        predict: detections of some pictures, in their pixels.
+        predict: returns the detections of some images, in pixels of each image.
         class_names: in the order of the labels.
-        settings: what the detections depend on (weights, thresholds); an interrupted run with others is not continued.
-        batch_size: pictures of one call of `predict`.
+        settings: what the detections depend on (weights, thresholds); an interrupted run with others is not resumed.
+        batch_size: images per call of `predict`.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: OUT exists or has another ending, what is left of an earlier run does not fit, or another run is
-            writing the same.
+        InputError: OUT exists or has another suffix, the OUT.partial of an earlier run does not fit, or another run is
+            writing it.
     """
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +106,8 @@ def predict_many(
         _lock(record, partial)
         check_out(out)  # another run may have finished it just now
         done = _open_partial(partial, settings)
-        waiting = [path for path in pictures if str(path) not in done]
-        with tqdm(total=len(pictures), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
+        waiting = [path for path in images if str(path) not in done]
+        with tqdm(total=len(images), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
             for batch in _read_ahead(waiting, readers, batch_size):
                 for line in _predict_batch(batch, predict, class_names):
                     record.write(json.dumps(line).encode() + b"\n")
@@ -119,7 +119,7 @@ def predict_many(
 
 
 def _lock(record: BinaryIO, partial: Path) -> None:
-    """Keeps other runs away from the record for as long as it is open. Raises: InputError: one is there already."""
+    """Locks the record against other runs while it is open. Raises: InputError: another run has locked it."""
     try:
         fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(record.fileno()), partial.stat()):
@@ -132,7 +132,7 @@ def _lock(record: BinaryIO, partial: Path) -> None:
 def _read_ahead(
     paths: Sequence[Path], readers: ThreadPoolExecutor, batch_size: int
 ) -> Iterator[list[tuple[Path, Future[Image]]]]:
-    """Batches of pictures that are being read while the one before is looked at."""
+    """Batches of images that are read while the batch before is processed."""
     ahead: list[list[tuple[Path, Future[Image]]]] = []
     remaining = iter(paths)
     while True:
@@ -149,7 +149,7 @@ def _read_ahead(
 def _predict_batch(
     batch: list[tuple[Path, Future[Image]]], predict: Predict, class_names: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """A line for each picture of a batch, in its order."""
+    """One line per image of a batch, in its order."""
     lines: list[dict[str, Any]] = []
     images: list[Image] = []
     for path, reading in batch:
@@ -172,12 +172,12 @@ def _predict_batch(
 
 
 def _predict_each(predict: Predict, images: list[Image]) -> list[Detections | str]:
-    """Detections of each picture, or why there are none: when a batch fails, its pictures are tried one by one."""
+    """Detections of each image, or why there are none: when a batch fails, its images are tried one by one."""
     if not images:
         return []
     try:
         return list(predict(images))
-    except Exception as error:  # whatever one picture does to a library, the others shall not suffer
+    except Exception as error:  # one image that makes a library fail must not affect the others
         if len(images) == 1:
             return [f"cannot be predicted: {' '.join(str(error).split())}"]
     return [answer for image in images for answer in _predict_each(predict, [image])]
@@ -190,10 +190,10 @@ def to_rows(detections: Detections, class_names: Sequence[str]) -> list[dict[str
 
 
 def _open_partial(partial: Path, settings: dict[str, Any]) -> set[str]:
-    """Starts the record of a run, or cuts a half-written line off that of an interrupted one; returns what is done.
+    """Starts the record of a run, or cuts a half-written line off an old record; returns the finished images.
 
     Raises:
-        InputError: the record is of a run with other settings.
+        InputError: the record is damaged, or belongs to a run with other settings.
     """
     if not partial.exists() or not partial.stat().st_size:
         partial.write_bytes(json.dumps({"settings": settings}).encode() + b"\n")
@@ -206,9 +206,9 @@ def _open_partial(partial: Path, settings: dict[str, Any]) -> set[str]:
         same = header["settings"] == json.loads(json.dumps(settings))
         done = {line["image"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{partial}: is damaged; remove it to start anew") from error
+        raise InputError(f"{partial}: is damaged; remove it to start over") from error
     if not same:
-        raise InputError(f"{partial}: is of a run with another model or other settings; remove it to start anew")
+        raise InputError(f"{partial}: belongs to a run with another model or other settings; remove it to start over")
     return done
 
 
@@ -228,7 +228,7 @@ def _lines(partial: Path) -> Iterator[dict[str, Any]]:
 
 
 def _finish(partial: Path, out: Path, class_names: Sequence[str], *, resumed: int) -> Report:
-    """Turns the record into OUT, line by line, so that memory does not grow with the number of pictures."""
+    """Turns the record into OUT, line by line, so that memory does not grow with the number of images."""
     trial = out.with_name(f".{out.name}.tmp")
     with trial.open("w", encoding="utf-8") as file:
         if out.suffix == ".jsonl":
@@ -252,7 +252,7 @@ def _finish(partial: Path, out: Path, class_names: Sequence[str], *, resumed: in
 def _write_coco(partial: Path, write: Callable[[str], Any], class_names: Sequence[str]) -> None:
     """COCO's layout: images, categories (from 1), annotations with bbox x, y, width, height, and a score each.
 
-    What could not be read stands under `errors`, which COCO's readers ignore.
+    Failed images are listed under `errors`, which COCO's readers ignore.
     """
     categories = {name: number for number, name in enumerate(class_names, start=1)}
 

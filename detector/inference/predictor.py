@@ -34,12 +34,12 @@ class Predictor:
         score_threshold, nms_threshold, max_detections: see `Thresholds`.
         device: for PyTorch, such as "cpu" or "cuda:0".
 
-    An exported file that ends in boxes has already suppressed by its own thresholds; of the boxes it leaves, those
+    An exported file that ends in boxes has already suppressed by its own thresholds; of the remaining boxes, those
     that score above `score_threshold` are returned.
 
     Raises:
-        InputError: the file is missing, damaged or not a detector's, the backend cannot run it, or a threshold is out
-            of range.
+        InputError: the file is missing, damaged or does not hold a detector, the backend cannot run it, or a
+            threshold is out of range.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Predictor:
     ) -> Predictor:
         """A predictor for what `detector.inference.find.find_model` found.
 
-        Arguments and errors as above; with OpenVINO `streams` images are computed side by side when as many threads
-        call it, which takes longer for each and less for all.
+        Arguments and errors as above. With OpenVINO, `streams` images are computed in parallel when this many threads
+        call it: each image takes longer, all together take less time.
         """
         return cls.from_runtime(open_runtime(loaded, backend, device=device, streams=streams), loaded, thresholds)
 
@@ -112,7 +112,7 @@ class Predictor:
         preprocess: PreprocessConfig,
         thresholds: Thresholds = Thresholds(),
     ) -> Predictor:
-        """A predictor for a network in memory, which is copied and left as it is."""
+        """A predictor for a network in memory, which is copied and not changed."""
         from detector.runtime.torch_backend import TorchRuntime
 
         self = cls.__new__(cls)
@@ -121,21 +121,21 @@ class Predictor:
         return self
 
     def predict(self, image_rgb: Image) -> Detections:
-        """Detections in one picture.
+        """Detections in one image.
 
         Args:
             image_rgb: (H, W, 3) uint8 RGB of any size.
 
         Returns:
-            boxes in pixels of this picture, clipped to it, best first.
+            boxes in pixels of this image, clipped to it, best first.
 
         Raises:
-            InputError: not such an array.
+            InputError: the image is not such an array.
         """
         return self.predict_batch([image_rgb])[0]
 
     def predict_batch(self, images_rgb: Sequence[Image], *, darknet_ranks: bool = False) -> list[Detections]:
-        """Detections in several pictures, which may differ in size; one forward pass.
+        """Detections in several images, which may differ in size; one forward pass.
 
         Args:
             images_rgb: as in `predict`.
@@ -151,9 +151,9 @@ class Predictor:
         ]
 
     def fit(self, images_rgb: Sequence[Image]) -> tuple[Pixels, list[ImageFit]]:
-        """The network's input for some pictures, (B, H, W, 3), and how each was fitted.
+        """The network's input for some images, (B, H, W, 3), and how each was fitted.
 
-        The array is this thread's buffer: it holds until the thread's next call.
+        The array is this thread's buffer: it is valid until the thread's next call.
         """
         settings, count = self.preprocess, len(images_rgb)
         buffer: Pixels | None = getattr(self._local, "buffer", None)
@@ -188,6 +188,6 @@ class Predictor:
 def _check_image(image: Image) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"predict: expected an RGB picture as uint8 array (H, W, 3), got {given}")
+        raise InputError(f"predict: expected an RGB image as a uint8 array (H, W, 3), got {given}")
     if image.size == 0:
-        raise InputError(f"predict: expected a picture with pixels, got the shape {image.shape}")
+        raise InputError(f"predict: expected an image with pixels, got the shape {image.shape}")

@@ -1,4 +1,4 @@
-"""Large pictures in tiles: what a network of a fixed size would not see any more after shrinking.
+"""Large images in tiles: finds objects that a network of a fixed size would miss after shrinking.
 
 An object on a seam is seen whole in one tile, or cut in several. Overlapping finds of one object are merged: a whole
 view wins over a cut one, and pieces that face each other across a seam are joined.
@@ -19,20 +19,20 @@ from detector.inference.predictor import Predictor
 from detector.structures import Detections, Floats, Image
 
 BORDER_SHARE = 0.01
-"""A box that comes so close to the border of its tile, in sides of the tile, may go on beyond it."""
+"""A box this close to the border of its tile, as a share of the tile's side, may continue beyond it."""
 COVERED = 0.6
-"""Share of a cut box inside a better one from which it is a part of the same object."""
+"""A cut box with more than this share inside a better box is part of the same object."""
 ALIGNED = 0.6
-"""Overlap along the seam, over both extents, from which two pieces belong together."""
+"""Two pieces belong together from this IoU of their extents along the seam."""
 BATCH_SIZE = 8
 
 Window = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels of the picture."""
+"""x1, y1, x2, y2 in pixels of the image."""
 
 
 @dataclass
 class _Find:
-    """One box in the picture's pixels, of which tiles it is, and at which sides (x1, y1, x2, y2) it may be cut."""
+    """One box in the image's pixels, the tiles it comes from, and the sides (x1, y1, x2, y2) where it may be cut."""
 
     box: Floats
     score: float
@@ -42,21 +42,21 @@ class _Find:
 
 
 def tile_windows(height: int, width: int, *, tile: int, overlap: float) -> list[Window]:
-    """Windows of `tile` x `tile` pixels that cover a picture, the last ones moved inwards, all of the same size.
+    """Windows of `tile` x `tile` pixels that cover an image, evenly spaced, all of the same size.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: height of the image.
+        width: width of the image.
         tile: side in pixels.
-        overlap: share of the side that neighbours have in common at least, 0 <= overlap < 1.
+        overlap: smallest share of the side that neighbours have in common, 0 <= overlap < 0.9.
 
     Raises:
-        InputError: a side or an overlap that makes no tiles.
+        InputError: the side or the overlap is out of range.
     """
     if tile < 32:
         raise InputError(f"--tile {tile}: expected at least 32 pixels")
     if not 0 <= overlap < 0.9:
-        raise InputError(f"--overlap {overlap}: expected 0 to 0.9")
+        raise InputError(f"--overlap {overlap}: expected at least 0 and below 0.9")
 
     def starts(length: int) -> list[int]:
         if length <= tile:
@@ -71,20 +71,20 @@ def tile_windows(height: int, width: int, *, tile: int, overlap: float) -> list[
 def predict_tiled(
     predictor: Predictor, image_rgb: Image, *, tile: int, overlap: float = 0.2, threads: Executor | None = None
 ) -> Detections:
-    """Detections in a large picture: of its tiles and of the whole, merged.
+    """Detections in a large image: those of its tiles and of the whole image, merged.
 
     Args:
-        predictor: runs on each tile as on a picture, and on the whole picture for objects larger than a tile.
+        predictor: runs on each tile, and on the whole image for objects larger than a tile.
         image_rgb: (H, W, 3) uint8.
         tile: side of a tile in pixels.
         overlap: share of the side that neighbours have in common; objects up to that size are seen whole.
-        threads: predict the tiles side by side instead of in batches.
+        threads: predict the tiles in parallel instead of in batches.
 
     Returns:
-        boxes in pixels of the picture, best first; the predictor's `max_detections` holds for each tile.
+        boxes in pixels of the image, best first; the predictor's `max_detections` applies to each tile.
 
     Raises:
-        InputError: a side or an overlap that makes no tiles, or no picture.
+        InputError: the side or the overlap is out of range, or `image_rgb` is not an image.
     """
     height, width = image_rgb.shape[:2]
     windows = tile_windows(height, width, tile=tile, overlap=overlap)
@@ -103,13 +103,13 @@ def predict_tiled(
 def merge_tiles(
     found: Sequence[Detections], windows: Sequence[Window], picture_hw: tuple[int, int], *, nms_threshold: float
 ) -> Detections:
-    """Detections of overlapping windows -> those of the picture, each object once.
+    """Detections of overlapping windows -> those of the image, each object once.
 
     Args:
-        found: of each window, in its own pixels.
-        windows: where they lie.
-        picture_hw: height and width of the picture.
-        nms_threshold: of two finds of one class with a larger IoU one stays.
+        found: detections of each window, in its own pixels.
+        windows: their positions in the image.
+        picture_hw: height and width of the image.
+        nms_threshold: of two finds of one class with a larger IoU, one is kept.
     """
     finds = [
         find
@@ -142,7 +142,7 @@ def _to_picture(detections: Detections, tile: int, window: Window, picture_hw: t
 
 
 def _join_pieces(finds: list[_Find]) -> list[_Find]:
-    """Joins cut finds that face each other across a seam, until nothing can be joined any more."""
+    """Joins cut finds that face each other across a seam, until no more can be joined."""
     uncut = [find for find in finds if not any(find.cut)]
     waiting = [find for find in reversed(finds) if any(find.cut)]
     alone: list[_Find] = []  # no two of these can be joined
@@ -160,7 +160,7 @@ def _join_pieces(finds: list[_Find]) -> list[_Find]:
 
 
 def _join(first: _Find, second: _Find) -> _Find | None:
-    """The object of two pieces, or None when they are not of one."""
+    """Two pieces as one object, or None if they do not belong together."""
     if first.tiles & second.tiles:
         return None
     for axis in (0, 1):
@@ -194,7 +194,7 @@ def _without_repeats(finds: list[_Find], nms_threshold: float) -> list[_Find]:
 
 
 def _repeats(find: _Find, better: np.ndarray, nms_threshold: float) -> bool:
-    """Whether a find shows what one of the `better` boxes (k, 4) shows."""
+    """Whether a find shows the same object as one of the `better` boxes (k, 4)."""
     box = find.box.astype(np.float64)
     sides = np.minimum(box[2:], better[:, 2:]) - np.maximum(box[:2], better[:, :2])
     common = np.maximum(sides, 0).prod(axis=1)

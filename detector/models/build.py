@@ -1,4 +1,4 @@
-"""From the model section of a config to a network: which name is which class."""
+"""Builds networks from the model section of a config: which name is which class."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ NECKS: dict[str, MakeNeck] = {
     "cem": _attentive(ContextEnhancement),
     "prn": _plain_neck(partial(PartialResidualNeck, scales=2)),
     "prn_3l": _plain_neck(partial(PartialResidualNeck, scales=3)),
-    "fpn": _plain_neck(partial(Yolov3Pyramid, widths=(32, 64, 128))),  # YOLOv3's at a quarter of its width
+    "fpn": _plain_neck(partial(Yolov3Pyramid, widths=(32, 64, 128))),  # YOLOv3's neck at a quarter of its width
     "yolov3": _plain_neck(partial(Yolov3Pyramid, widths=(128, 256, 512))),
     "yolov3_spp": _plain_neck(partial(Yolov3Pyramid, widths=(128, 256, 512), spp=True)),
     "panet_spp": _plain_neck(PathAggregation),
@@ -138,9 +138,9 @@ def build_backbone(config: BackboneConfig, activation: str) -> Backbone:
 
 
 def build_detector(config: ModelConfig) -> Detector:
-    """A detector with freshly drawn weights: images (B, 3, H, W) -> raw maps (B, A*(5+C), H/s, W/s), fine to coarse.
+    """A detector with random initial weights: images (B, 3, H, W) -> raw maps (B, A*(5+C), H/s, W/s), fine to coarse.
 
-    The strides s are 8, 16, 32, or 16, 32 for the necks with two scales. Consumes torch's global generator.
+    The strides s are 8, 16, 32, or 16, 32 for the necks with two scales. Uses torch's global random generator.
 
     Raises:
         InputError: a name that is not in BACKBONES or NECKS, or parts or anchors that do not fit together.
@@ -150,8 +150,8 @@ def build_detector(config: ModelConfig) -> Detector:
     backbone = build_backbone(config.backbone, config.activation)
     if backbone.strides != LEVELS:
         raise InputError(
-            f"model.backbone.name: {config.backbone.name} is for classification, its maps have the strides "
-            f"{backbone.strides}; a detector needs {LEVELS}"
+            f"model.backbone.name: {config.backbone.name} is for classification: its maps have strides "
+            f"{backbone.strides}; choose a backbone with strides {LEVELS}"
         )
     neck = NECKS[config.neck.name](config.neck, backbone.out_channels, config.activation)
     num_scales = len(neck.strides)
@@ -172,7 +172,7 @@ def build_detector(config: ModelConfig) -> Detector:
 
 
 def build_classifier(config: ClassifierConfig) -> Classifier:
-    """A classifier with freshly drawn weights: images (B, 3, H, W) -> logits (B, num_classes). Raises: InputError."""
+    """A classifier with random initial weights: images (B, 3, H, W) -> logits (B, num_classes). Raises: InputError."""
     backbone = build_backbone(config.backbone, config.activation)
     classifier = Classifier(backbone=backbone, in_channels=backbone.out_channels[-1], num_classes=config.num_classes)
     init_weights(classifier)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Images (B, 3, H, W) float in [0, 1] -> logits (B, num_classes): mean over places, then a linear layer.
+    """Images (B, 3, H, W) float in [0, 1] -> logits (B, num_classes): mean over all positions, then a linear layer.
 
     The linear layer is a 1x1 convolution on a 1x1 map, as in the cfg files.
     """

@@ -1,4 +1,4 @@
-"""The Cross Stage Partial idea (Wang et al., 2019, section 3): one piece, whatever the block inside."""
+"""Cross Stage Partial stages (Wang et al., 2019, section 3): one class for every kind of block."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from detector.models.layers import ConvBN, concatenate
 class CrossStagePartial(nn.Module):
     """Two paths from one map, joined again: the bypass keeps part of the gradient out of the expensive block.
 
-    Where an image passes: x -> block path (split convolution, block, first transition)
-                           x -> bypass path (split convolution)
-                           -> concatenation -> fusion (second transition).
+    Data flow: x -> block path (split convolution, block, first transition)
+               x -> bypass path (split convolution)
+               -> concatenation -> fusion (second transition).
 
-    The split is a pair of 1x1 convolutions on the same input, as in the authors' cfg files (a slice of one
-    convolution is "an equivalent implementation", as they say). The block path comes first in the concatenation:
+    The split is a pair of 1x1 convolutions on the same input, as in the authors' cfg files (they call a slice of
+    one convolution "an equivalent implementation"). The block path comes first in the concatenation:
     Darknet's `route layers = -1, -N`.
     """
 
@@ -44,18 +44,18 @@ def partial_stage(
     first_transition: bool = True,
     bypass_path: nn.Module | None = None,
 ) -> CrossStagePartial:
-    """Any blocks between the split and the two transitions; all convolutions of the frame are 1x1.
+    """Any blocks between the split and the two transitions; all convolutions outside the blocks are 1x1.
 
     Args:
         blocks: the partial block: dense, residual, ResNeXt or inverted residual layers, in order.
         in_channels: of the stage.
-        block_channels: that the first block takes and the last one gives.
+        block_channels: input of the first block, output of the last one.
         bypass: channels that go around the blocks.
-        out_channels: after the second transition; None = none here, the concatenation is the output.
-        activation: of all convolutions of the frame.
+        out_channels: after the second transition; None = no second transition, the concatenation is the output.
+        activation: of all convolutions outside the blocks.
         split_activation: of the two convolutions that split, where it differs (csresnext50.cfg has linear ones).
         first_transition: a convolution after the blocks, before the concatenation (the paper's "fusion last").
-        bypass_path: what stands on the bypass, where it is more than the split's convolution.
+        bypass_path: the bypass, where it is more than the split convolution.
     """
     entry, width = block_channels
     split = split_activation or activation

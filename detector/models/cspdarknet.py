@@ -1,4 +1,4 @@
-"""Darknet53 and CSPDarknet53: its residual blocks inside Cross Stage Partial stages (darknet53, csdarknet53.cfg)."""
+"""Darknet53, and CSPDarknet53 with its blocks in Cross Stage Partial stages (darknet53.cfg, csdarknet53.cfg)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STAGE_BLOCKS = (1, 2, 8, 8, 4)
 
 
 class ResidualBlock(nn.Module):
-    """x + 3x3(1x1(x)); the sum has no activation (Darknet `shortcut`, linear). The shape stays."""
+    """x + 3x3(1x1(x)); the sum has no activation (Darknet `shortcut`, linear). The shape is unchanged."""
 
     def __init__(self, channels: int, hidden: int, activation: str) -> None:
         super().__init__()
@@ -56,7 +56,8 @@ class Darknet53(Backbone):
 class CSPDarknet53(Backbone):
     """The backbone: images (B, 3, S, S) -> maps (128, 256, 512, 1024 channels) at strides 4, 8, 16, 32.
 
-    In the first stage both paths keep all 64 channels and the blocks narrow to 32, as in the cfg; later stages halve.
+    In the first stage both paths keep all 64 channels and the blocks narrow to 32, as in the cfg; later stages
+    halve the channels.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32)

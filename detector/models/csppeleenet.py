@@ -1,7 +1,7 @@
 """CSPPeleeNet: PeleeNet's two-way dense layers inside Cross Stage Partial stages (CSPNet paper, Table 3, Figure 7).
 
-No cfg of it is public. The layers below are those whose cost equals the bars of the paper's Figure 7; parameters
-(2.83 M) and BFLOPs (0.888 at 224) are the published ones. Legend: B images, S side of the square input.
+No cfg of it is public. The cost of each layer below equals its bar in the paper's Figure 7; parameters (2.83 M) and
+BFLOPs (0.888 at 224) match the published ones. Legend: B images, S side of the square input.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ SQUEEZED = 12
 
 
 class TwoWayDenseLayer(nn.Module):
-    """PeleeNet's dense layer: adds 16 channels that saw 5x5 and 16 that saw 3x3 to the input (in -> in + 32).
+    """PeleeNet's dense layer: appends 16 channels that see 5x5 and 16 that see 3x3 pixels (in -> in + 32).
 
     Args:
         in_channels: of the input.
         bottleneck: width of the 1x1 convolutions.
         activation: of all convolutions.
-        groups: of the 3x3 convolutions that enter both ways (PeleeNeXt).
-        squeeze_excite: weigh the 32 new channels. Where the paper's SE variants have it is not published; here it
-            meets their parameters (+0.02 M).
+        groups: of the first 3x3 convolution of each branch (PeleeNeXt).
+        squeeze_excite: weight the 32 new channels. Where the paper's SE variants place it is not published; this
+            placement matches their parameters (+0.02 M).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TwoWayDenseLayer(nn.Module):
         return concatenate(x, self.new_channels(x))
 
     def new_channels(self, x: Tensor) -> Tensor:
-        """What the layer adds: (B, in, H, W) -> (B, 32, H, W)."""
+        """The channels that the layer adds: (B, in, H, W) -> (B, 32, H, W)."""
         new = concatenate(self.deep(x), self.shallow(x))
         return new if self.weigh is None else self.weigh(new)
 
@@ -62,7 +62,7 @@ class TwoWayDenseLayer(nn.Module):
 class Stem(nn.Module):
     """(B, 3, S, S) -> (B, 64, S/4, S/4): a pooled and a convolved branch side by side.
 
-    Unlike PeleeNet's, the pooled branch has a 1x1 convolution and the concatenation is not squeezed (Figure 7).
+    Unlike in PeleeNet's stem, the pooled branch has a 1x1 convolution and the concatenation is not squeezed (Figure 7).
     """
 
     def __init__(self, activation: str) -> None:
@@ -98,10 +98,10 @@ class CSPPeleeNet(Backbone):
 
     Args:
         gamma: share of a stage's channels that bypasses its dense block. The first stage always halves: only then do
-            all three published costs for gamma .25, .5 and .75 come out (a fit, PAPER section 2.3).
-        fusion: which transitions there are (Table 1). csp: both. last: all but those of the first stage, which gives
-            the three published costs exactly (a fit; what it means is a guess). first: no first transition behind
-            the first stage, the literal reading; no simple network has the three published costs.
+            the costs for gamma .25, .5 and .75 all match the published ones (a fit, PAPER section 2.3).
+        fusion: which transitions there are (Table 1). csp: both. last: all but those of the first stage; this matches
+            the three published costs exactly (a fit; its meaning is a guess). first: no first transition after the
+            first stage, the literal reading; no simple network matches the three published costs.
         activation: of every convolution.
         squeeze_excite: channel weights in every dense layer.
     """
@@ -132,7 +132,7 @@ class CSPPeleeNet(Backbone):
             )
             channels += GROWTH * num_layers
             out_channels.append(channels)
-            # Pooling before the convolution: certain from Figure 7. Maximum, not average: likely (it is counted).
+            # Pooling before the convolution: certain from Figure 7. Max, not average, pooling: likely (it is counted).
             parts: list[nn.Module] = [nn.MaxPool2d(2) if index < 3 else nn.Identity()]
             if fusion != "last" or index:
                 parts.append(ConvBN(channels, channels, 1, activation=activation))

@@ -20,8 +20,8 @@ SPLIT_IS_LINEAR = (False, True, True, False)
 class BottleneckBlock(nn.Module):
     """1x1, 3x3, 1x1 without activation, plus the input, then the activation: (B, C, H, W) -> (B, C', H, W), C' >= C.
 
-    Where the input has fewer channels, it is added to the first ones (Darknet's partial shortcut). A stride stands in
-    the 3x3 convolution; the input's pixels at that stride are added then.
+    If the input has fewer channels, it is added to the first ones (Darknet's partial shortcut). The stride is in the
+    3x3 convolution; the input is subsampled by it before the addition.
     """
 
     def __init__(

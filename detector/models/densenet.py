@@ -1,8 +1,8 @@
 """DenseNet-201-Elastic and CSPDenseNet-201-Elastic: RECONSTRUCTIONS, no cfg of either is public.
 
 DenseNet-201 (Huang et al., 2017) with layers that compute half of their bottleneck at half the resolution (Wang et
-al., 2019, "ELASTIC"). The numbers of layers were searched for so that parameters and BFLOPs (at 224) come within 1 %
-of the published ones.
+al., 2019, "ELASTIC"). The layer counts were found by search: parameters and BFLOPs (at 224) are within 1 % of the
+published ones.
 
 Legend: B images, C channels, S side of the square input.
 """
@@ -20,7 +20,7 @@ BOTTLENECK = 4 * GROWTH
 
 
 class ElasticLayer(nn.Module):
-    """A dense layer with two ways of half its bottleneck, one at half the resolution, added up.
+    """A dense layer with two summed branches, each with half the bottleneck, one at half the resolution.
 
     (B, C, H, W) -> (B, C + 32, H, W); H and W must be even (ELASTIC, Figure 2).
     """
@@ -106,7 +106,7 @@ class DenseNetElastic(Backbone):
 
 
 def _transition(grown: int, channels: int, stage: int, partial: bool, activation: str) -> nn.Module:
-    """DenseNet's 1x1 convolution to half the channels and pooling; behind the last stage only in a partial network."""
+    """DenseNet's 1x1 convolution to half the channels and pooling; after the last stage only in a partial network."""
     if stage < 3:
         return nn.Sequential(ConvBN(grown, channels, 1, activation=activation), nn.MaxPool2d(2))
     return ConvBN(grown, channels, 1, activation=activation) if partial else nn.Identity()

@@ -1,4 +1,4 @@
-"""A detector: backbone, neck, head, in a row."""
+"""A detector: backbone, neck and head in sequence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Detector(nn.Module):
     """Images (B, 3, H, W) float in [0, 1], H and W multiples of 32 -> raw maps, fine to coarse.
 
-    It knows no targets, boxes or files and is the same in training and inference.
+    It handles no targets, boxes or files and is the same in training and inference.
 
     Attributes:
         strides: of the raw maps, in input pixels.

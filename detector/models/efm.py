@@ -1,9 +1,9 @@
-"""The Exact Fusion Model: for each anchor size, the features of its own scale and of the two beside it.
+"""The Exact Fusion Model: for each anchor size, the features of its own scale and of the two adjacent ones.
 
-CSPNet paper, section 3.3 and Figure 6(c). No cfg of it is public. The convolutions are those of the bars of Figure 7,
-so parameters and BFLOPs are the published ones; which map feeds which bar is inferred from them.
+CSPNet paper, section 3.3 and Figure 6(c). No cfg of it is public. The convolutions are the bars of Figure 7, so
+parameters and BFLOPs match the published ones; which map feeds which convolution is inferred from the bars.
 
-Legend: C2..C5 backbone maps at strides 4, 8, 16, 32; L lateral (top-down) maps; D maps brought down from a finer
+Legend: C2..C5 backbone maps at strides 4, 8, 16, 32; L lateral (top-down) maps; D maps downsampled from a finer
 stride; P4 the middle of the pyramid; F fused maps, one for each prediction.
 """
 
@@ -30,8 +30,8 @@ class ExactFusionModel(Neck):
     Args:
         in_channels: of C2, C3, C4, C5; Maxout compresses C2 to 32, C3 to 64 and C4 to 128 (see `compress`).
         attention: none, or sam: SAM on each fused map before its last two convolutions (1x1 on 128, 256, 256
-            channels: the only placement that meets the published cost and parameters).
-        spp: spatial pyramid pooling on C5's branch, behind a 1x1 convolution to 64 channels. Only its cost is
+            channels: the only placement that matches the published cost and parameters).
+        spp: spatial pyramid pooling on C5's branch, after a 1x1 convolution to 64 channels. Only its cost is
             published (4.863 BFLOPs, ours 4.874): a reconstruction.
         activation: of every convolution.
     """
@@ -70,7 +70,7 @@ class ExactFusionModel(Neck):
         self.lateral3 = nn.Sequential(conv(64, 64, 1), conv(64, 64, 3), conv(64, 32, 1))  # 129-131
         self.down2 = conv(32, 32, 3, stride=2)  # 133
         self.fuse3 = nn.Sequential(attend(128), conv(128, 64, 1), conv(64, 64, 3))  # 135-136
-        # 139 may be 128 -> 64 or 64 -> 128 channels, which cost the same; 128 -> 64 makes the 256 inputs of 142.
+        # Bar 139 may be 128 -> 64 or 64 -> 128 channels (the same cost); only 128 -> 64 gives bar 142 its 256 inputs.
         self.next4 = conv(128, 64, 3, stride=2)
         self.fuse4 = nn.Sequential(attend(256), conv(256, 128, 1), conv(128, 128, 3))  # 142-143
         self.next5 = conv(256, 128, 3, stride=2)  # 146

@@ -1,9 +1,9 @@
 """The necks that the paper compares its Exact Fusion Model with: GFM and CEM. Both are RECONSTRUCTIONS.
 
-Of GFM there are Figure 6(b) and 4.605 BFLOPs with CSPPeleeNet at 416 (ours 4.622), of CEM ThunderNet's idea and 4.049
-BFLOPs, 4.165 with SAM (ours 4.049 and 4.160). They are built of the convolutions that Figure 7 shows for EFM.
+Published of GFM: Figure 6(b) and 4.605 BFLOPs with CSPPeleeNet at 416 (ours 4.622). Published of CEM: ThunderNet's
+idea and 4.049 BFLOPs, 4.165 with SAM (ours 4.049 and 4.160). Both use the convolutions that Figure 7 shows for EFM.
 
-Legend: C2..C5 backbone maps at strides 4, 8, 16, 32; G the mean of C5 over all places.
+Legend: C2..C5 backbone maps at strides 4, 8, 16, 32; G the mean of C5 over all positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detector.models.layers import ConvBN, SpatialAttention, compress, concatena
 
 
 def global_context(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
-    """G and a 1x1 convolution: (B, in, H, W) -> (B, out, 1, 1). With biases: one place has nothing to normalise."""
+    """G and a 1x1 convolution: (B, in, H, W) -> (B, out, 1, 1). It has biases: one position cannot be normalised."""
     return nn.Sequential(
         nn.AdaptiveAvgPool2d(1), ConvBN(in_channels, out_channels, 1, normalize=False, activation=activation)
     )
@@ -66,7 +66,7 @@ class GlobalFusionModel(Neck):
 
 
 class ContextEnhancement(Neck):
-    """ThunderNet's Context Enhancement Module: C4, C5 and G added in one map of stride 16; two scales from it.
+    """ThunderNet's Context Enhancement Module: C4, C5 and G are added into one map of stride 16 for two scales.
 
     Backbone maps -> fused maps (128, 128 channels) at strides 16, 32.
 

@@ -1,4 +1,4 @@
-"""What backbones and necks announce, so that the next part can ask and no channel number is written twice."""
+"""What backbones and necks declare, so that the next part can read it and no channel number is written twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers that every network here is made of. They equal Darknet's sections of the same meaning.
+"""The layers that every network here is made of. They compute the same as Darknet's sections.
 
 Legend: B images, C channels, H, W height and width of a feature map, k kernel size.
 """
@@ -61,7 +61,7 @@ class ConvBN(nn.Module):
             groups,
             bias=not normalize,
         )
-        # eps 1e-5: AlexeyAB adds it inside the root. Momentum .03: between Darknet's .1 (CPU) and .01 (GPU).
+        # eps 1e-5: AlexeyAB adds it inside the square root. Momentum .03: between Darknet's .1 (CPU) and .01 (GPU).
         self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-5, momentum=0.03) if normalize else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
 
@@ -84,7 +84,7 @@ class Maxout(nn.Module):
         batch, channels, height, width = x.shape
         groups = channels // self.out_channels
         if self.training:
-            # The same maximum as a pooling of one row per place: its gradient is about ten times quicker than amax's.
+            # The same maximum by max pooling, one row per position: its gradient is about ten times faster than amax's.
             places = x.permute(0, 2, 3, 1).reshape(batch, height * width, groups, self.out_channels)
             pooled = max_pool2d(places.permute(0, 3, 1, 2), (1, groups))  # (B, out_channels, H * W, 1)
             return pooled.view(batch, self.out_channels, height, width)
@@ -92,16 +92,16 @@ class Maxout(nn.Module):
 
 
 def compress(in_channels: int, out_channels: int, activation: str) -> nn.Module:
-    """To `out_channels`: by Maxout, or, of a backbone whose channels are no multiple of them, by a 1x1 convolution."""
+    """Reduces to `out_channels`: by Maxout, or by a 1x1 convolution if `in_channels` is not a multiple of them."""
     if in_channels % out_channels == 0:
         return Maxout(out_channels)
     return ConvBN(in_channels, out_channels, 1, activation=activation)
 
 
 class _Concatenation(torch.autograd.Function):
-    """`torch.cat` along the channels whose gradients are dense tensors instead of views into one.
+    """`torch.cat` along the channels, with gradients that are dense tensors instead of views into one.
 
-    A gradient of 16 of 96 channels that is only a view makes LeakyReLU's backward 30 times slower on a CPU.
+    If a gradient is only a view of 16 of 96 channels, LeakyReLU's backward is 30 times slower on a CPU.
     """
 
     @staticmethod
@@ -116,7 +116,7 @@ class _Concatenation(torch.autograd.Function):
 
 
 def concatenate(*maps: Tensor) -> Tensor:
-    """Maps (B, C_i, H, W) -> (B, sum of C_i, H, W): `torch.cat` along the channels, with a quicker gradient."""
+    """Maps (B, C_i, H, W) -> (B, sum of C_i, H, W): `torch.cat` along the channels, with a faster gradient."""
     if torch.is_grad_enabled():
         joined: Tensor = _Concatenation.apply(*maps)
         return joined
@@ -124,9 +124,9 @@ def concatenate(*maps: Tensor) -> Tensor:
 
 
 class SpatialAttention(nn.Module):
-    """Darknet's `sam`: sigmoid(1x1 conv(x)) * x, a weight for each channel and place; the shape stays.
+    """Darknet's `sam`: sigmoid(1x1 conv(x)) * x, a weight for each channel and position; the shape is unchanged.
 
-    The convolution has biases and no normalisation: only then has CSPPeleeNet-EFM(SAM) the published 4.31 M
+    The convolution has biases and no normalisation: only then does CSPPeleeNet-EFM(SAM) have the published 4.31 M
     parameters (4.3053; with normalisation, as in an example by the authors, 4.3047).
     """
 
@@ -139,9 +139,9 @@ class SpatialAttention(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze and excitation (Hu et al., 2018): channel weights from the mean over places; the shape stays.
+    """Squeeze and excitation (Hu et al., 2018): channel weights from the mean over positions; same shape.
 
-    Both 1x1 convolutions have biases and end in swish and sigmoid, as in the authors' enetb0.cfg.
+    Both 1x1 convolutions have biases; they end in swish and sigmoid, as in the authors' enetb0.cfg.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -158,7 +158,7 @@ class SqueezeExcite(nn.Module):
 
 
 class SpatialPyramidPooling(nn.Module):
-    """Maxima over 13x13, 9x9 and 5x5 places and the map itself: (B, C, H, W) -> (B, 4C, H, W) (YOLOv3-SPP)."""
+    """Maxima over 13x13, 9x9 and 5x5 windows, and the map itself: (B, C, H, W) -> (B, 4C, H, W) (YOLOv3-SPP)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class SpatialPyramidPooling(nn.Module):
 
 
 def add_first_channels(x: Tensor, other: Tensor) -> Tensor:
-    """Adds what both have: the first min(C, C') channels; the shape of `x` stays (Darknet's partial `shortcut`)."""
+    """Adds the channels that both have, the first min(C, C'), to `x`; same shape (Darknet's partial `shortcut`)."""
     shared = min(x.shape[1], other.shape[1])
     if shared == x.shape[1]:
         return x + other[:, :shared]
@@ -177,7 +177,7 @@ def add_first_channels(x: Tensor, other: Tensor) -> Tensor:
 
 
 def run_stages(stages: nn.ModuleList, x: Tensor) -> tuple[Tensor, ...]:
-    """The output of each stage, one fed by the other."""
+    """The output of each stage; each reads the one before."""
     maps = []
     for stage in stages:
         x = stage(x)
@@ -193,7 +193,7 @@ def upsample2() -> nn.Module:
 def init_weights(network: nn.Module) -> None:
     """Draws convolution weights from N(0, 2 / (k * k * in / groups)), as Darknet does; biases 0, scales 1.
 
-    Consumes torch's global generator: seed it first.
+    Uses torch's global random generator: seed it first.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""MobileNet-v2, CSPMobileNet-v2 and EfficientNet-B0 as the authors' cfg files have them.
+"""MobileNet-v2, CSPMobileNet-v2 and EfficientNet-B0 as in the authors' cfg files.
 
 Legend: B images, C channels, S side of the square input, k kernel size.
 """
@@ -15,18 +15,18 @@ from detector.models.layers import ConvBN, SqueezeExcite, concatenate, run_stage
 
 
 class InvertedResidual(nn.Module):
-    """1x1 that widens, kxk depthwise, 1x1 without activation: (B, in, H, W) -> (B, out, H / stride, W / stride).
+    """Widening 1x1, kxk depthwise, 1x1 without activation: (B, in, H, W) -> (B, out, H / stride, W / stride).
 
-    Where the shape stays, the input is added.
+    If the shape is unchanged, the input is added.
 
     Args:
         in_channels: of the input.
         out_channels: of the output.
-        expand: channels behind the first 1x1 convolution.
-        depthwise: channels behind the depthwise convolution (a multiple of `expand`).
+        expand: channels after the first 1x1 convolution.
+        depthwise: channels after the depthwise convolution (a multiple of `expand`).
         kernel_size: of the depthwise convolution.
         stride: of the depthwise convolution.
-        squeeze: hidden channels of squeeze and excitation behind the depthwise convolution; 0 = none.
+        squeeze: hidden channels of squeeze and excitation after the depthwise convolution; 0 = none.
         activation: of the first two convolutions.
     """
 
@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
         return x + out if self.residual else out
 
 
-# Rows of blocks: channels behind the first 1x1 convolution, out channels, stride, kernel size, how many.
+# Rows of blocks: channels after the first 1x1 convolution, out channels, stride, kernel size, number of blocks.
 MOBILENET_V2 = (
     (32, 16, 1, 3, 1),
     (96, 24, 2, 3, 1),
@@ -71,7 +71,7 @@ MOBILENET_V2 = (
     (960, 160, 1, 3, 2),
     (960, 320, 1, 3, 1),
 )
-# enetb0.cfg widens by less than six in places, unlike the paper of EfficientNet.
+# Unlike the EfficientNet paper, enetb0.cfg widens some blocks by less than six.
 EFFICIENTNET_B0 = (
     (32, 16, 1, 3, 1),
     (96, 24, 2, 3, 1),
@@ -93,7 +93,7 @@ SQUEEZE = {32: 8, 96: 16, 144: 8, 192: 16, 384: 24, 576: 32, 960: 64}
 class InvertedResidualNet(Backbone):
     """Images (B, 3, S, S) -> maps at strides 4, 8, 16, 32, the last one with 1280 channels.
 
-    Both cfg files stride where the channels become 96 (112), not 64 (80): these stay at stride 8.
+    Both cfg files downsample where the channels become 96 (112), not 64 (80), which stay at stride 8.
 
     Args:
         rows: MOBILENET_V2 or EFFICIENTNET_B0.
@@ -142,22 +142,22 @@ def mobilenet_v2(*, activation: str = "relu") -> InvertedResidualNet:
 def efficientnet_b0(*, activation: str = "swish") -> InvertedResidualNet:
     """EfficientNet-B0 as ported to Darknet: 4.81 M parameters and 0.915 BFLOPs at 224 as a classifier.
 
-    Without the [dropout] of enetb0.cfg, which does nothing but in training.
+    The [dropout] of enetb0.cfg is left out; it only acts in training.
     """
     return InvertedResidualNet(rows=EFFICIENTNET_B0, squeeze=True, activation=activation)
 
 
 class CSPMobileStage(nn.Module):
-    """A partial stage of csmobilenet-v2.cfg: a 1x1 convolution, whose channels go both ways.
+    """A partial stage of csmobilenet-v2.cfg: a 1x1 convolution, then two paths that both read it.
 
-    One way is a strided depthwise convolution, the other inverted residual blocks that begin with one; both are
-    joined. Here the split is depthwise and shares its first convolution, unlike the other networks' pairs of 1x1.
+    One path is a strided depthwise convolution, the other is inverted residual blocks that begin with one; their
+    outputs are joined. Unlike the other networks' pairs of 1x1, the split is depthwise with a shared 1x1 before it.
 
     Args:
         in_channels: of the input.
-        entry: channels behind the first convolution.
-        widths: out channels of the blocks, one after the other.
-        stride: of both ways.
+        entry: channels after the first convolution.
+        widths: out channels of the blocks, in order.
+        stride: of both paths.
         activation: of the convolutions that have one.
     """
 

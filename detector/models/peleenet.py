@@ -34,9 +34,9 @@ class PeleeStem(nn.Module):
 
 
 class SparseDenseBlock(nn.Module):
-    """Dense layers that each read the outputs 1, 2, 4, 8, ... layers before only; the block gives all outputs joined.
+    """Dense layers that each read only the outputs 1, 2, 4, 8, ... layers back; the block returns all outputs joined.
 
-    This aggregation (Zhu et al., 2018) gives SparsePeleeNet's published parameters and BFLOPs to the printed digit.
+    This aggregation (Zhu et al., 2018) matches SparsePeleeNet's published parameters and BFLOPs to the printed digit.
     """
 
     def __init__(self, in_channels: int, count: int, bottleneck: int, activation: str, *, squeeze_excite: bool) -> None:
@@ -57,7 +57,7 @@ class SparseDenseBlock(nn.Module):
 
 
 def _sources(number: int) -> list[int]:
-    """Which of the outputs 0..number-1 layer `number` reads: 1, 2, 4, 8, ... places before it."""
+    """Which of the outputs 0..number-1 layer `number` reads: 1, 2, 4, 8, ... layers back."""
     return [number - distance for distance in (1, 2, 4, 8, 16) if distance <= number]
 
 
@@ -67,8 +67,8 @@ class PeleeNet(Backbone):
     Each stage ends in a 1x1 convolution without compression; its output is the map, which the next stage pools.
 
     Args:
-        variant: dense | sparse (SparsePeleeNet) | grouped (PeleeNeXt). Of PeleeNeXt only the BFLOPs are published
-            (0.837 at 224); 8 groups in the first 3x3 convolutions come within 1 % of them: a reconstruction.
+        variant: dense | sparse (SparsePeleeNet) | grouped (PeleeNeXt). For PeleeNeXt only the BFLOPs are published
+            (0.837 at 224); 8 groups in the first 3x3 convolutions match them within 1 %: a reconstruction.
         activation: of every convolution.
         squeeze_excite: channel weights in every dense layer.
     """

@@ -1,4 +1,4 @@
-"""In which precision a network computes here, and how images become its input."""
+"""The precision that a network computes in, and the conversion of images to its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def to_network_input(images: Tensor, device: torch.device) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context to compute in: bfloat16 where `use_bf16` says so, else float32."""
+    """The context to compute in: bfloat16 if `use_bf16` is true, else float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision))
 
 

@@ -17,7 +17,7 @@ from detector.models.layers import ACTIVATIONS, ConvBN, add_first_channels, upsa
 
 
 class PartialResidualStep(nn.Module):
-    """From the coarser scale's features and a backbone map of the next finer scale to that scale's features.
+    """Computes a scale's features from those of the next coarser scale and its own backbone map.
 
     (B, in, H, W) and (B, C, 2H, 2W) -> convolved and fused map, both (B, 128, 2H, 2W).
     """
@@ -36,10 +36,10 @@ class PartialResidualStep(nn.Module):
 
 
 class PartialResidualNeck(Neck):
-    """Backbone maps -> fused maps (128, 256 channels) at strides 16, 32; with three scales 128 more at stride 8.
+    """Backbone maps -> fused maps (128, 256 channels) at strides 16, 32; with three scales also 128 at stride 8.
 
     Args:
-        in_channels: of C2, C3, C4, C5; C3 and C4 give their first 128.
+        in_channels: of C2, C3, C4, C5; only the first 128 of C3 and C4 are used.
         scales: 2 (PRN) or 3 (PRN-3l).
         activation: of every convolution and shortcut.
     """

@@ -1,9 +1,9 @@
-"""Networks in the manner of Darknet Reference: small convolutions with a 2x2 maximum pooling behind each.
+"""Networks in the style of Darknet Reference: small convolutions, each followed by 2x2 max pooling.
 
-Darknet Reference and the detectors' versions of it are the authors' darknet.cfg, yolov3-tiny.cfg and
-yolov3-tiny-prn.cfg. The four CSP "Reference" networks are RECONSTRUCTIONS: no cfg of them is public. They were searched
-for among Darknet Reference stems followed by Cross Stage Partial stages with Darknet's channel numbers; the layers
-below are the simplest found that meet the published parameters and BFLOPs within 1 %.
+Darknet Reference and its detector versions are the authors' darknet.cfg, yolov3-tiny.cfg and
+yolov3-tiny-prn.cfg. The four CSP "Reference" networks are RECONSTRUCTIONS: no cfg of them is public. The search
+covered Darknet Reference stems followed by Cross Stage Partial stages with Darknet's channel numbers; the layers below
+are the simplest found that match the published parameters and BFLOPs within 1 %.
 
 Legend: B images, C channels, S side of the square input.
 """
@@ -25,7 +25,7 @@ class DarknetReference(Backbone):
 
     Args:
         variant: classifier: the last pooling halves, the last map has stride 64; tiny: it keeps the size (YOLOv3-tiny);
-            tiny_prn: besides, the last convolution has 512 channels and a shortcut across it (YOLOv3-tiny-PRN).
+            tiny_prn: like tiny, but the last convolution has 512 channels and a shortcut (YOLOv3-tiny-PRN).
         activation: of every convolution.
     """
 
@@ -55,7 +55,7 @@ class DarknetReference(Backbone):
 
 
 class DenseLayer(nn.Module):
-    """Joins what its ways compute to the input: (B, C, H, W) -> (B, C + growth, H, W)."""
+    """Appends the outputs of its branches to the input: (B, C, H, W) -> (B, C + growth, H, W)."""
 
     def __init__(self, *ways: nn.Module) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ def bottleneck_layer(channels: int, growth: int, activation: str) -> DenseLayer:
 
 
 def two_way_layer(channels: int, growth: int, activation: str) -> DenseLayer:
-    """PeleeNet's two ways without bottleneck: half of the growth sees 5x5, half 3x3."""
+    """PeleeNet's two branches without bottleneck: half of the growth sees 5x5, half 3x3."""
     half = growth // 2
     deep = nn.Sequential(ConvBN(channels, half, 3, activation=activation), ConvBN(half, half, 3, activation=activation))
     return DenseLayer(deep, ConvBN(channels, half, 3, activation=activation))
 
 
 def two_way_bottleneck_layer(channels: int, growth: int, activation: str) -> DenseLayer:
-    """PeleeNet's two ways, each behind a 1x1 convolution to twice the growth."""
+    """PeleeNet's two branches, each after a 1x1 convolution to twice the growth."""
     half = growth // 2
 
     def entry() -> list[nn.Module]:
@@ -143,8 +143,8 @@ class CSPReference(Backbone):
 def cspdensenet_reference(*, activation: str = "leaky") -> CSPReference:
     """CSPDenseNet Reference (reconstruction): 3.48 M parameters as a classifier.
 
-    The published 0.886 BFLOPs at 224 and the published detectors' (2.01 and 2.89 at 320) contradict each other: their
-    backbones are 0.885 and 0.834 at 224. The detectors decided, they are the ones that are used.
+    The published 0.886 BFLOPs at 224 and the published detectors' (2.01 and 2.89 at 320) contradict each other: they
+    need backbones of 0.885 and 0.834 at 224. The detectors' value is met here, since they are what is used.
     """
     return CSPReference(layer=plain_layer, counts=(2, 3, 10, 7), activation=activation)
 

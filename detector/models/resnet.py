@@ -1,4 +1,4 @@
-"""ResNet-10, ResNet-50 and ResNeXt-50 as the authors' cfg files have them, and CSPResNet-10.
+"""ResNet-10, ResNet-50 and ResNeXt-50 as in the authors' cfg files, and CSPResNet-10.
 
 Legend: B images, C channels, S side of the square input.
 """
@@ -23,8 +23,8 @@ def resnet_stem(activation: str) -> nn.Sequential:
 class BasicBlock(nn.Module):
     """activation(3x3(3x3(x)) + shortcut): (B, in, H, W) -> (B, out, H / stride, W / stride).
 
-    The shortcut is the input's pixels at the stride, on the first channels (Darknet's partial `shortcut`, which has
-    no parameters), or with `project` a 1x1 convolution.
+    The shortcut is the input, subsampled by the stride and added to the first channels (Darknet's partial `shortcut`,
+    which has no parameters), or with `project` a 1x1 convolution.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class ResNet10(Backbone):
 class CSPResNet10(Backbone):
     """Images (B, 3, S, S) -> maps (64, 128, 256, 512 channels) at strides 4, 8, 16, 32: a RECONSTRUCTION.
 
-    No cfg is public; only 2.73 M parameters and 1.905 BFLOPs at 256 are. Here the first stage, which does not change
-    the channels, is not split: a 3x3 convolution before ResNet-10's block. Every later stage halves its channels with
-    two 1x1 convolutions, and the strided block of ResNet-10 stands on one half beside a strided 3x3 convolution on the
-    other. 2.74 M and 1.91 BFLOPs.
+    No cfg is public, only 2.73 M parameters and 1.905 BFLOPs at 256 (ours 2.74 M and 1.91). Here the first stage,
+    which keeps the channels, is not split: a 3x3 convolution before ResNet-10's block. Every later stage is split into
+    two halves by two 1x1 convolutions: one half passes the strided block of ResNet-10, the other a strided 3x3
+    convolution.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32)
@@ -146,7 +146,7 @@ class ResNet(Backbone):
 def resnet50(*, activation: str = "leaky") -> ResNet:
     """ResNet-50: 22.73 M parameters; 9.74 BFLOPs at 256 as a classifier.
 
-    Today's resnet50.cfg predicts before it averages, which makes 10.00 of the same backbone.
+    Today's resnet50.cfg predicts before it averages, which costs 10.00 with the same backbone.
     """
     return ResNet(hidden=64, groups=1, activation=activation)
 

@@ -31,7 +31,7 @@ class YoloHead(nn.Module):
     def init_prior(self) -> None:
         """Starts objectness at a probability of 0.01 (Lin et al., 2017, section 4.1).
 
-        Darknet starts at 0.5; then background drowns everything else for the first few hundred steps.
+        Darknet starts at 0.5; the background then dominates the loss for the first few hundred steps.
         """
         with torch.no_grad():
             for layer in self.output:

@@ -11,10 +11,10 @@ class Format:
     """A kind of exported file.
 
     Attributes:
-        suffix: of the file that is named; it tells the format.
-        beside: suffixes of what is written beside it.
+        suffix: suffix of the file that the user names; it identifies the format.
+        beside: suffixes of the files written beside it.
         precisions: what its weights can be stored in.
-        backends: which of ours open it, the usual one first; none for a Darknet cfg, which is opened like weights.
+        backends: backends that open it, the default first; none for a Darknet cfg, which is opened like weights.
     """
 
     suffix: str

@@ -1,6 +1,6 @@
-"""Our networks -> ONNX graphs whose nodes and values are called like the modules that they come from.
+"""Our networks -> ONNX graphs whose nodes and values are named after the modules that they come from.
 
-Legend: B images, A anchors of a scale, C classes, N places of all scales, K boxes that stay.
+Legend: B images, A anchors of a scale, C classes, N places of all scales, K boxes that are kept.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ def to_onnx(
     dynamic: bool = False,
     ending: tuple[Decoder, Thresholds] | None = None,
 ) -> onnx.ModelProto:
-    """A network in inference as ONNX: "images" (B, 3, H, W) float32 in [0, 1] -> "raw_0", "raw_1", ...
+    """A network for inference as ONNX: "images" (B, 3, H, W) float32 in [0, 1] -> "raw_0", "raw_1", ...
 
-    Normalisation is folded into the convolutions. Every node is called PATH/OPERATION after the module that it comes
-    from, and its output likewise, so that layers can be compared one by one.
+    Normalisation is folded into the convolutions. Every node and its output are named PATH/OPERATION after the module
+    that they come from, so that layers can be compared one by one.
 
     Args:
-        network: images -> list of raw maps; stays as it is.
-        size_hw: of the input, multiples of 32.
-        batch: images of one run; None = any number.
-        dynamic: any height and width that are multiples of 32.
-        ending: how to go on from raw maps to boxes, best first, each class suppressed by itself. The outputs are then
+        network: images -> list of raw maps; is not changed.
+        size_hw: size of the input, multiples of 32.
+        batch: images per run; None = any number.
+        dynamic: accept any height and width that are multiples of 32.
+        ending: how to get from raw maps to boxes, best first, each class suppressed separately. The outputs are then
             "boxes" (K, 4) float32 xyxy in network-input pixels, "scores" (K,) float32, "labels" (K,) int64 and "image"
             (K,) int64, the index within the batch. None = the outputs are raw maps.
 
     Raises:
-        InputError: an ending for a detector that suppresses by distance (Darknet's diounms), which ONNX does not know.
+        InputError: an ending for a detector that suppresses by distance (Darknet's diounms), which ONNX lacks.
     """
     folded = fold_batchnorm(network).cpu()
     if ending is None:
         return _convert(folded, size_hw, batch=batch, dynamic=dynamic)
     decoder, suppression = ending
     if decoder.nms_beta is not None:
-        raise InputError("--with-nms: this detector suppresses by DIoU, which ONNX does not know; leave it out")
+        raise InputError("--with-nms: this detector suppresses by DIoU, which ONNX does not support; leave it out")
     model = _convert(DecodedDetector(folded, decoder), size_hw, batch=batch, dynamic=dynamic)
     _append_suppression(model.graph, suppression)
     onnx.checker.check_model(model)
@@ -102,7 +102,7 @@ class DecodedDetector(nn.Module):
 
 
 def _convert(network: nn.Module, size_hw: tuple[int, int], *, batch: int | None, dynamic: bool) -> onnx.ModelProto:
-    # An example of one image would fix the batch, so two stand for "any number".
+    # An example of one image would fix the batch size, so any number is traced with two images.
     example = torch.rand(2 if batch is None else batch, 3, *size_hw)
     shape: dict[int, object] = {} if batch is not None else {0: torch.export.Dim("batch", min=1)}
     if dynamic:
@@ -125,7 +125,7 @@ def _convert(network: nn.Module, size_hw: tuple[int, int], *, batch: int | None,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's notes on its own progress are not for our users."""
+    """Hides the exporter's notes on its own progress from our users."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -138,7 +138,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_after_modules(graph: onnx.GraphProto) -> None:
-    """Renames nodes and values; drops what the exporter noted down, paths of source files among it."""
+    """Renames nodes and values; drops the exporter's notes, which include paths of source files."""
     final = {value.name: f"raw_{index}" for index, value in enumerate(graph.output)}
     counts: Counter[str] = Counter()
     renamed: dict[str, str] = {}
@@ -162,7 +162,7 @@ def _name_after_modules(graph: onnx.GraphProto) -> None:
 
 
 def _append_suppression(graph: onnx.GraphProto, suppression: Thresholds) -> None:
-    """Ends a graph of boxes (B, N, 4) and scores (B, C, N) in the best boxes of each class."""
+    """Appends to a graph of boxes (B, N, 4) and scores (B, C, N) the choice of the best boxes of each class."""
     boxes, scores = (value.name for value in graph.output)
     constants = {
         "most": helper.make_tensor("most", TensorProto.INT64, [1], [suppression.max_detections]),
@@ -205,7 +205,7 @@ def ends_of_modules(nodes: Iterable[tuple[str, T]]) -> dict[str, T]:
     """Path of each module that computes something -> the last of its nodes.
 
     Args:
-        nodes: names that `to_onnx` gave, and anything, in the order of computation.
+        nodes: names from `to_onnx`, each with any object, in the order of computation.
     """
     last: dict[str, T] = {}
     for name, node in nodes:
@@ -224,9 +224,9 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def record_text(path: Path) -> str:
-    """The record in a file's metadata; empty: none. Raises: InputError: it is no ONNX file."""
+    """The record in a file's metadata; empty = none. Raises: InputError: it is not an ONNX file."""
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise InputError(f"{path}: is no ONNX file, or is damaged") from error
+        raise InputError(f"{path}: is not an ONNX file, or is damaged") from error
     return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")

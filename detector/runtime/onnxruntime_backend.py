@@ -17,11 +17,11 @@ class OnnxRuntime:
 
     Args:
         model: its path or its content.
-        batch: images of one run; None = any number.
+        batch: images per run; None = any number.
         threads: None = all usable processors.
 
     Raises:
-        InputError: it is no ONNX model, or holds operations that are not known here.
+        InputError: it is not an ONNX model, or has operations that ONNX Runtime does not support.
     """
 
     name = "onnxruntime"
@@ -30,12 +30,12 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; warnings are for the makers of the library
+        options.log_severity_level = 3  # errors; warnings are for the library's developers
         try:
             self._session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its exceptions have no common class but this
+        except Exception as error:  # its exceptions have no narrower common class
             where = model if isinstance(model, Path) else "the ONNX model"
             raise InputError(f"{where}: ONNX Runtime cannot open it ({str(error).splitlines()[0]})") from error
         self._input = self._session.get_inputs()[0].name

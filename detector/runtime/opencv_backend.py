@@ -15,15 +15,15 @@ from detector.structures import Floats
 
 
 class OpenCvRuntime:
-    """Runs an ONNX model, float32 only. A network of OpenCV serves one thread at a time.
+    """Runs an ONNX model, float32 only. An OpenCV network serves one thread at a time.
 
     Args:
         model: path or content of an .onnx.
-        batch: images of one run; None = any number.
+        batch: images per run; None = any number.
         threads: None = all usable processors; OpenCV's own setting, shared with all its functions.
 
     Raises:
-        InputError: it is no such model, or holds operations that OpenCV does not know.
+        InputError: it is not an ONNX model, or has operations that OpenCV does not support.
     """
 
     name = "opencv"

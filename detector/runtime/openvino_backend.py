@@ -22,7 +22,7 @@ from detector.structures import Floats
 BLOCK = 16
 BLOCKED_KERNELS = "cpu:jit_avx512,cpu:jit_avx512_1x1"
 INT8_KERNELS = "cpu:jit_avx512_1x1"
-"""Of quantized models. What is not 1x1 has no kernels of this name, and gets the ones for INT8 without a wish."""
+"""For quantized models. Only 1x1 convolutions have kernels of this name; the others get OpenVINO's INT8 ones."""
 
 
 class OpenVinoRuntime:
@@ -30,13 +30,13 @@ class OpenVinoRuntime:
 
     Args:
         model: path of an .xml or .onnx, content of an .onnx, or a model in memory.
-        batch: images of one run; None = any number.
+        batch: images per run; None = any number.
         bf16: compute in bfloat16 what is in float32 in the file, if the processor can.
         threads: None = all usable processors.
-        streams: requests that run side by side; more than one for throughput.
+        streams: requests that run in parallel; more than one for throughput.
 
     Raises:
-        InputError: it is no such model.
+        InputError: OpenVINO cannot open the model.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class OpenVinoRuntime:
     ) -> None:
         self.name = "openvino-bf16" if bf16 else "openvino"
         self._batch = batch
-        self._local = threading.local()  # a request for each thread; requests share the weights
+        self._local = threading.local()  # one request per thread; requests share the weights
         graph = model.clone() if isinstance(model, openvino.Model) else read_model(model)
         self.record_text = record_text(graph)
         settings = {
@@ -90,7 +90,7 @@ def read_model(model: Path | bytes) -> openvino.Model:
 
 
 def record_text(model: openvino.Model) -> str:
-    """The record among the runtime information; empty: none."""
+    """The record in the runtime information; empty = none."""
     path = [METADATA_KEY, "record"]
     return str(model.get_rt_info(path).value) if model.has_rt_info(path) else ""
 
@@ -100,7 +100,7 @@ def _fit_memory(model: openvino.Model, *, channels_last: bool) -> openvino.Model
 
     Args:
         model: is changed.
-        channels_last: give raw maps as (B, h, w, channels), as the kernels make them, which spares a copy.
+        channels_last: return raw maps as (B, h, w, channels), as the kernels write them, which saves a copy.
     """
     steps = PrePostProcessor(model)
     if channels_last:
@@ -114,14 +114,14 @@ def _fit_memory(model: openvino.Model, *, channels_last: bool) -> openvino.Model
 
 
 def prefer_kernels(model: openvino.Model, kernels: str) -> openvino.Model:
-    """Asks for these kernels in every convolution; the wish is an attribute that only the text of a model can carry.
+    """Asks for these kernels in every convolution, by an attribute that only the XML text of a model can hold.
 
-    By itself OpenVINO takes kernels that keep all channels of a pixel together; then each concatenation of a dense
-    block is a copy. BLOCKED_KERNELS keep channels in blocks of 16; with one image the parts are written where the whole
-    will be. In bfloat16 without AMX that is 8 % quicker for CSPPeleeNet-EFM; with AMX the other kernels are far ahead,
-    and in float32 it makes no difference. In INT8 every kernel keeps the channels together; INT8_KERNELS are 6 %
-    quicker than its own choice and 2 to 4 % quicker than BLOCKED_KERNELS. Layers that an INT8 model keeps in floating
-    point get no blocked kernels, which are of use in a row only.
+    By default OpenVINO uses kernels that keep all channels of a pixel together; then each concatenation of a dense
+    block is a copy. BLOCKED_KERNELS keep channels in blocks of 16; with one image the parts are written directly into
+    the whole. In bfloat16 without AMX that is 8 % quicker for CSPPeleeNet-EFM. With AMX the other kernels are far
+    ahead, and in float32 it makes no difference. In INT8 every kernel keeps the channels together; INT8_KERNELS are 6 %
+    quicker than OpenVINO's own choice and 2 to 4 % quicker than BLOCKED_KERNELS. Layers that an INT8 model keeps in
+    floating point get no blocked kernels, which only help for several layers in a row.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
@@ -131,7 +131,7 @@ def prefer_kernels(model: openvino.Model, kernels: str) -> openvino.Model:
             notes = layer.find("rt_info")
             if notes is None:
                 notes = ElementTree.Element("rt_info")
-                layer.insert(1, notes)  # behind <data>
+                layer.insert(1, notes)  # after <data>
             ElementTree.SubElement(notes, "attribute", name="primitives_priority", version="0", value=kernels)
         tree.write(path)
         return openvino.Core().read_model(str(path))
@@ -141,7 +141,7 @@ def has_whole_blocks(model: openvino.Model) -> bool:
     """Whether every convolution but the first takes a multiple of 16 channels.
 
     Where some do not, as in dense layers that add 8 channels, the blocked kernels do not fit, and OpenVINO falls back
-    on reference code that is 20 to 40 times slower than its other kernels.
+    to reference code that is 20 to 40 times slower than its other kernels.
     """
     convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
     return all(node.input(1).get_shape()[1] % BLOCK == 0 for node in convolutions[1:])

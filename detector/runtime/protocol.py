@@ -1,6 +1,6 @@
-"""Runs a network with whichever library: one small protocol, one file for each library.
+"""Runs a network with any of the libraries: one small protocol, one file for each library.
 
-A library is imported when it is used, so that one that is missing or broken takes nothing else down.
+A library is imported when it is used, so a missing or broken one does not affect the others.
 
 Legend: B images, H, W the network's input, A anchors of a scale, C classes.
 """
@@ -37,7 +37,7 @@ class Runtime(Protocol):
 
         Returns:
             The network's outputs: raw maps (B, A * (5 + C), h, w) float32, fine to coarse. A file that ends in boxes
-            gives boxes (n, 4), scores (n,), labels (n,) and indices of the images (n,).
+            returns boxes (n, 4), scores (n,), labels (n,) and indices of the images (n,).
         """
         ...
 
@@ -52,9 +52,9 @@ def run_in_batches(run: Callable[[Pixels], list[Floats]], images: Pixels, size: 
     """Runs a network of a fixed batch size on any number of images; the last batch is filled up with black ones.
 
     Args:
-        run: as `Runtime.run`, for exactly `size` images.
+        run: like `Runtime.run`, for exactly `size` images.
         images: (B, H, W, 3).
-        size: None = any number is fine.
+        size: the fixed batch size; None = any number is fine.
     """
     if size is None or size == len(images):
         return run(images)
@@ -80,7 +80,7 @@ def ends_in_boxes(outputs: Sequence[Floats]) -> bool:
 
 
 def relative_difference(expected: Floats, given: Floats) -> float:
-    """Largest difference, relative to the largest value (at least 1); inf for other shapes or what is not finite."""
+    """Largest difference, relative to the largest value (at least 1); inf if shapes differ or a value is not finite."""
     if expected.shape != given.shape or not np.isfinite(given).all():
         return float("inf")
     return float(np.abs(expected - given).max() / max(float(np.abs(expected).max()), 1.0))

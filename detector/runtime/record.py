@@ -1,7 +1,7 @@
-"""What an exported file says about itself: all that it takes to use it.
+"""What an exported file says about itself: everything needed to use it.
 
 The record is one JSON text: inside the file (ONNX metadata, OpenVINO's runtime information, TorchScript's extra files)
-and beside it, as NAME.json, for people and for other programs.
+and beside it, as NAME.json, for people and other programs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ExportRecord:
         preprocess: how images become the input "images": RGB, float32 (batch, 3, H, W) in [0, 1].
         decoder: how to read the raw maps.
         precision: fp32, fp16 or int8.
-        batch: images of one run; None = any number.
+        batch: images per run; None = any number.
         dynamic: height and width may be any multiples of 32.
         suppression: None = the outputs are raw maps; else boxes, scores, labels and indices of the images.
         source: name and sha256 of the weights that were exported.
-        gate: what was compared before the file was written: pictures, tolerances, differences.
+        gate: what was compared before the file was written: images, tolerances, differences.
         info: what the weights file said: step, metrics, config text.
     """
 
@@ -58,7 +58,7 @@ class ExportRecord:
 
     @classmethod
     def from_json(cls, text: str | bytes | None, where: str) -> ExportRecord:
-        """Reads a record. Raises: InputError: it is none of ours, or of another version."""
+        """Reads a record. Raises: InputError: it is not one of ours, or is of another version."""
         try:
             content = json.loads(text or "")
             if content.pop("format") != FORMAT:

@@ -1,7 +1,7 @@
 """Keeps a library from leaving its own signal stack behind.
 
 OpenVINO's CPU plugin gives the calling thread an alternate signal stack and later frees its memory (seen in 2026.4.1).
-Every handler of Python runs on that stack: the next Ctrl-C, SIGTERM or end of a child would end the process with
+Every Python signal handler runs on that stack: the next Ctrl-C, SIGTERM or exit of a child would end the process with
 SIGSEGV.
 """
 
@@ -21,7 +21,7 @@ class SignalStack(ctypes.Structure):
 
 @contextmanager
 def kept_signal_stack() -> Iterator[None]:
-    """Puts this thread's signal stack back as it was; does nothing on other systems than Linux."""
+    """Restores this thread's signal stack afterwards; does nothing on systems other than Linux."""
     if not sys.platform.startswith("linux"):
         yield
         return

@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors by affinity, by the cgroup's quota and by OMP_NUM_THREADS, at least 1.
+    """Usable processors by affinity, the cgroup's quota and OMP_NUM_THREADS; at least 1.
 
-    A container with a quota of two processors on a machine of 64 sees 64; 64 threads would then stand in each
-    other's way. OMP_NUM_THREADS is how torchrun, job systems and users limit what each process takes.
+    A container with a quota of two processors on a machine of 64 sees 64; 64 threads would then slow each
+    other down. OMP_NUM_THREADS is how torchrun, job systems and users limit what each process uses.
 
     Args:
         cgroup: root of the mounted hierarchy (version 2, or 1 with a folder `cpu`).
@@ -23,7 +23,7 @@ def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _quota(cgroup: Path) -> int | None:
-    """Whole processors that the quota grants; None = there is none."""
+    """Whole processors that the quota grants; None = no quota."""
     try:
         if (cgroup / "cpu.max").is_file():
             limit, period = (cgroup / "cpu.max").read_text().split()
@@ -36,13 +36,13 @@ def _quota(cgroup: Path) -> int | None:
 
 
 def _openmp_threads() -> int | None:
-    """What OMP_NUM_THREADS asks for (of a list, the outermost level); None = it is not set, or not a number."""
+    """What OMP_NUM_THREADS asks for (in a list, the outermost level); None = it is not set, or not a number."""
     outermost = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(outermost) if outermost.isdecimal() and int(outermost) > 0 else None
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the processor calls itself."""
+    """The processor's name."""
     with suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):

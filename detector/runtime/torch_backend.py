@@ -17,7 +17,7 @@ RECORD_FILE = "detector.json"
 
 
 class TorchRuntime:
-    """Runs an `nn.Module`, which is copied and left as it is.
+    """Runs an `nn.Module`, which is copied and not changed.
 
     Args:
         network: images (B, 3, H, W) in [0, 1] -> outputs.
@@ -41,11 +41,11 @@ class TorchRuntime:
 
 
 class TorchScriptRuntime:
-    """Runs a TorchScript file of tools/export.py on the CPU.
+    """Runs a TorchScript file written by tools/export.py on the CPU.
 
     Args:
-        path: of the file.
-        batch: images of one run; None = any number.
+        path: path of the file.
+        batch: images per run; None = any number.
 
     Raises:
         InputError: it cannot be loaded.
@@ -68,13 +68,13 @@ class TorchScriptRuntime:
 
 
 def load_script(path: Path) -> tuple[torch.jit.ScriptModule, str]:
-    """A TorchScript file and the text of its record (empty: none). Raises: InputError."""
+    """A TorchScript file and the text of its record (empty = none). Raises: InputError."""
     files = {RECORD_FILE: ""}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch would rather see its other format, which C++ cannot read
+            warnings.simplefilter("ignore")  # PyTorch recommends its other format, which C++ cannot read
             network = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: is no TorchScript file, or is damaged ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: is not a TorchScript file, or is damaged ({str(error).splitlines()[0]})") from error
     text: str | bytes = files[RECORD_FILE]
     return network.eval(), text.decode() if isinstance(text, bytes) else text

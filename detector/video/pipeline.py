@@ -1,4 +1,4 @@
-"""Frame in, boxes out: runs a predictor over a source and hands the results to sinks."""
+"""Frame in, boxes out: runs a predictor on a source and passes the results to sinks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class VideoReport:
     """What a run measured.
 
     Attributes:
-        frames: shown or saved.
-        dropped: by a live source, because the detector was busy.
-        detections: in all frames.
-        latency_ms: from capture to boxes, for each frame.
-        seconds: of the whole run.
+        frames: number of frames shown or saved.
+        dropped: number of frames that a live source dropped because the detector was busy.
+        detections: number in all frames.
+        latency_ms: time from capture to boxes, for each frame.
+        seconds: duration of the whole run.
     """
 
     frames: int = 0
@@ -41,7 +41,7 @@ class VideoReport:
     seconds: float = 0.0
 
     def summary(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         if not self.frames:
             return "no frames"
         middle, late = np.percentile(self.latency_ms, [50, 95])
@@ -52,18 +52,18 @@ class VideoReport:
 
 
 def open_file_sink(source: Source, path: Path) -> Sink:
-    """Where a source's frames are saved: a video for a video, a folder or one picture file for pictures.
+    """Where a source's frames are saved: a video for a video, a folder or one image file for images.
 
     Raises:
-        InputError: a name of the wrong kind, or one that would overwrite what is being read.
+        InputError: the path has the wrong suffix, or would overwrite a file that is being read.
     """
-    pictures = source.fps is None
-    if pictures and path.suffix.lower() in VIDEO_SUFFIXES:
-        raise InputError(f"{path}: pictures are saved into a folder, or a .jpg with a grid of them")
-    into_folder = pictures and path.suffix.lower() not in IMAGE_SUFFIXES
+    images = source.fps is None
+    if images and path.suffix.lower() in VIDEO_SUFFIXES:
+        raise InputError(f"{path}: images are saved to a folder, or to a .jpg as a grid; name one of these")
+    into_folder = images and path.suffix.lower() not in IMAGE_SUFFIXES
     for read in source.paths:
         if (path / read.name if into_folder else path).resolve() == read.resolve():
-            raise InputError(f"{path}: would overwrite {read}, which is being read; name another place")
+            raise InputError(f"{path}: would overwrite {read}, which is being read; choose another path")
     if source.fps is not None:
         return VideoSink(path, source.fps)
     return FolderSink(path) if into_folder else PictureSink(path)
@@ -76,7 +76,7 @@ def run_video(
     *,
     on_frame: Callable[[Frame, Detections], None] | None = None,
 ) -> VideoReport:
-    """Runs until the source ends or the user closes the window; source and sinks are closed in any case.
+    """Runs until the source ends or the user closes the window; source and sinks are always closed.
 
     Raises:
         InputError: a frame cannot be read or written.
@@ -110,14 +110,14 @@ def _show(
     report: VideoReport,
     num_copies: int,
 ) -> None:
-    """Draws once and hands the picture to all sinks; a video gets it `num_copies` times, for dropped frames."""
+    """Draws once and passes the image to all sinks; a video gets it `num_copies` times, for dropped frames."""
     annotated = draw(frame.image, detections, predictor.class_names)
     for sink in sinks:
         if isinstance(sink, WindowSink):
             rate = 1000 / float(np.mean(report.latency_ms[-30:]))
             sink.write(_with_rate(annotated, rate), frame.name)
         elif isinstance(sink, VideoSink):
-            for _ in range(num_copies):  # a recording keeps the pace of the camera
+            for _ in range(num_copies):  # a recording keeps the camera's frame rate
                 sink.write(annotated, frame.name)
         else:
             sink.write(annotated, frame.name)

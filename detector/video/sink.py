@@ -1,4 +1,4 @@
-"""Where annotated frames go: a video file, picture files, a window."""
+"""Where annotated frames go: a video file, image files, a window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv"}
 
 
 class VideoSink:
-    """An mp4 file; opened with the first frame, whose size it takes."""
+    """A video file; opened at the first frame, with that frame's size."""
 
     def __init__(self, path: Path, fps: float) -> None:
         if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -28,14 +28,14 @@ class VideoSink:
         self._fps = fps
         self._writer: cv2.VideoWriter | None = None
 
-    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (the sinks are called alike)
+    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (all sinks have the same signature)
         """Appends a frame (H, W, 3) uint8 RGB. Raises: InputError when the file cannot be written."""
         if self._writer is None:
             code = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
             size = (image.shape[1], image.shape[0])
             self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*code), self._fps, size)
             if not self._writer.isOpened():
-                raise InputError(f"{self._path}: cannot be written; does the folder exist and is there space?")
+                raise InputError(f"{self._path}: cannot be written; check the folder and the free space")
         self._writer.write(image[..., ::-1])
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class VideoSink:
 
 
 class FolderSink:
-    """Picture files in a folder, under their own names; a name that comes again gets a number."""
+    """Image files in a folder, under their own names; a repeated name gets a number."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class FolderSink:
         self._written: set[str] = set()
 
     def write(self, image: Image, name: str) -> None:
-        """Writes a picture (H, W, 3) uint8 RGB. Raises: InputError when it cannot be written."""
+        """Writes an image (H, W, 3) uint8 RGB. Raises: InputError when it cannot be written."""
         target, number = Path(name), 1
         while target.name in self._written:
             number += 1
@@ -61,19 +61,19 @@ class FolderSink:
         _write_picture(self._path / target, image)
 
     def close(self) -> None:
-        """Every picture is whole as soon as it is written."""
+        """Nothing to do: every image is already complete."""
 
 
 class PictureSink:
-    """One picture file: the only frame as it is, or a grid of the first `MAX_GRID` frames."""
+    """One image file: a single frame unchanged, or a grid of the first `MAX_GRID` frames."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._images: list[Image] = []
 
-    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (the sinks are called alike)
-        """Takes a picture (H, W, 3) uint8 RGB; what does not fit into the grid is left out."""
+    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (all sinks have the same signature)
+        """Adds an image (H, W, 3) uint8 RGB; images beyond `MAX_GRID` are left out."""
         if len(self._images) < MAX_GRID:
             self._images.append(image)
 
@@ -92,14 +92,14 @@ def _write_picture(path: Path, image: Image) -> None:
     except cv2.error:
         written = False
     if not written:
-        raise InputError(f"{path}: cannot be written; expected a name that ends in .jpg or .png, and space")
+        raise InputError(f"{path}: cannot be written; expected a name that ends in .jpg or .png, and free disk space")
 
 
 class WindowSink:
-    """A window on the screen. Raises: InputError where there is none.
+    """A window on the screen. Raises: InputError if there is no screen.
 
     Args:
-        wait_ms: how long each frame stays at least; 0 = until a key is pressed.
+        wait_ms: minimum time that each frame is shown; 0 = until a key is pressed.
     """
 
     def __init__(self, *, wait_ms: int = 1) -> None:
@@ -109,7 +109,7 @@ class WindowSink:
         cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_NORMAL)
         self.quit = False
 
-    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (the sinks are called alike)
+    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (all sinks have the same signature)
         """Shows a frame (H, W, 3) uint8 RGB; sets `quit` when the user pressed q or closed the window."""
         cv2.imshow(WINDOW_TITLE, image[..., ::-1])
         pressed = cv2.waitKey(self._wait_ms) & 0xFF

@@ -1,7 +1,7 @@
-"""Frames from cameras, video files, streams, pictures, folders and globs.
+"""Frames from cameras, video files, streams, images, folders and globs.
 
-A live source (camera or stream) hands out the newest frame: what came while the detector was busy is dropped and
-counted, so the picture never lags behind. A file hands out every frame.
+A live source (camera or stream) yields the newest frame. Frames that arrive while the detector is busy are dropped and
+counted, so the output never lags behind. A file yields every frame.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One image of a source.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
         name: file name, or the number of the frame.
         index: counted from 0, dropped frames included.
-        captured: time.perf_counter() when it was there.
+        captured: time.perf_counter() when it arrived.
     """
 
     image: Image
@@ -46,11 +46,11 @@ class Source:
     """An iterable of frames; close it when done.
 
     Attributes:
-        fps: frames per second of a video, None for pictures.
-        live: whether frames are dropped when nobody fetches them.
-        total: number of frames where it is known.
-        dropped: frames that were dropped so far.
-        paths: the files that are read, which nothing may overwrite.
+        fps: frames per second of a video, None for images.
+        live: whether frames that are not fetched in time are dropped.
+        total: number of frames, None if unknown.
+        dropped: number of frames dropped so far.
+        paths: the files that are read, which must not be overwritten.
     """
 
     fps: float | None = None
@@ -67,7 +67,7 @@ class Source:
 
 
 class PictureSource(Source):
-    """Picture files, one after the other. A file that cannot be read is an error when its turn comes."""
+    """Image files, one after the other. A file that cannot be read raises an error when it is reached."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = tuple(paths)
@@ -98,7 +98,7 @@ class VideoSource(Source):
             yield Frame(_to_rgb(frame), f"{index:06d}", index, time.perf_counter())
             index += 1
         if index == 0:
-            raise InputError(f"{self._name}: holds no readable frame")
+            raise InputError(f"{self._name}: has no readable frame")
 
     def close(self) -> None:
         self._capture.release()
@@ -133,7 +133,7 @@ class LiveSource(Source):
                 self._changed.notify()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Ends when the stream does. Raises: InputError when nothing comes at all, or nothing more for ten seconds."""
+        """Ends when the stream does. Raises: InputError when no frame arrives at all, or none for ten seconds."""
         seen = False
         while True:
             with self._changed:
@@ -143,7 +143,7 @@ class LiveSource(Source):
                 frame, self._newest = self._newest, None
             if frame is None:
                 if not seen:
-                    raise InputError(f"{self._name}: opened, but not one frame came")
+                    raise InputError(f"{self._name}: opened, but no frame arrived")
                 return
             seen = True
             yield frame
@@ -151,25 +151,25 @@ class LiveSource(Source):
     def close(self) -> None:
         self._ended = True
         self._thread.join(timeout=2)
-        if not self._thread.is_alive():  # it may hang in the driver; releasing under it would crash
+        if not self._thread.is_alive():  # the thread may hang in the driver; a release would then crash
             self._capture.release()
 
 
 def open_source(text: str) -> Source:
-    """Opens what a user named.
+    """Opens the source that a user named.
 
     Args:
-        text: cam0, cam1, ...; a stream URL; a video or picture file; a folder of pictures; a glob.
+        text: cam0, cam1, ...; a stream URL; a video or image file; a folder of images; a glob.
 
     Raises:
-        InputError: there is nothing like that, or it cannot be opened.
+        InputError: there is no such source, or it cannot be opened.
     """
     camera = re.fullmatch(r"cam(\d+)", text)
     if camera:
         with _quiet_opencv():
             capture = cv2.VideoCapture(int(camera[1]))
         if not capture.isOpened():
-            raise InputError(f"{text}: no such camera, or another program uses it; ls /dev/video* shows what there is")
+            raise InputError(f"{text}: no such camera, or another program uses it; ls /dev/video* lists them")
         return LiveSource(capture, text)
     if "://" in text:
         with _quiet_opencv():
@@ -179,12 +179,12 @@ def open_source(text: str) -> Source:
         return LiveSource(capture, text)
     path = Path(text)
     if path.is_dir() or has_magic(text):
-        pictures = list_images(path) if path.is_dir() else _glob_pictures(text)
-        if not pictures:
-            raise InputError(f"{text}: no pictures there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return PictureSource(pictures)
+        images = list_images(path) if path.is_dir() else _glob_pictures(text)
+        if not images:
+            raise InputError(f"{text}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        return PictureSource(images)
     if not path.is_file():
-        raise InputError(f"{text}: no such file; expected cam0, a video, a picture, a folder, a glob or a stream URL")
+        raise InputError(f"{text}: no such file; expected cam0, a video, an image, a folder, a glob or a stream URL")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return PictureSource([path])
     with _quiet_opencv():
@@ -204,7 +204,7 @@ def _to_rgb(frame_bgr: np.ndarray) -> Image:
 
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Our own one-line error replaces OpenCV's warnings about every backend that it tried."""
+    """Silences OpenCV's warnings about every backend that it tries; our own one-line error replaces them."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

@@ -70,8 +70,8 @@ def test_parse_by_hand_and_back() -> None:
         ("[yolo]", "[region]", r"line 18: unknown section \[region\]"),
         ("[yolo]", "[yolo", r"line 18: expected \[section\]"),
         ("size=3", "size 3", "line 8: expected key=value"),
-        ("classes=2", "classes=3", "line 21: .*need filters=16 before, not 14"),
-        ("mask=0,1", "mask=0,5", "line 19: .*numbers of the 2 anchors"),
+        ("classes=2", "classes=3", "line 21: .*need filters=16 in the layer before, not 14"),
+        ("mask=0,1", "mask=0,5", "line 19: .*indices of the 2 anchors"),
         ("[net]", "[convolutional]", r"does not start with \[net\]"),
         ("[yolo]", "[route]\nlayers=-9\n[yolo]", "line 19: .*expected layers from 0 to 1, or -1 to -2"),
         ("[yolo]", "[shortcut]\nfrom=2\n[yolo]", "line 19: .*expected layers"),
@@ -96,7 +96,7 @@ def test_a_section_may_read_one_layer_twice(section: str) -> None:
 def test_a_key_that_stands_twice_counts_as_in_darknet(caplog: pytest.LogCaptureFixture) -> None:
     sections = parse_cfg("[net]\nwidth=32\nwidth=64\n[avgpool]\n", "x.cfg")
     assert sections[0].integer("width", 1) == 32
-    assert "x.cfg, line 3: [net] width stands twice" in caplog.text
+    assert "x.cfg, line 3: [net] width appears twice" in caplog.text
 
 
 def test_a_mistyped_size_takes_no_memory() -> None:
@@ -136,7 +136,7 @@ def test_short_long_and_wrong_files(tmp_path: Path) -> None:
         (content[:-8], r"ends 8 bytes before layer 1 \[convolutional\] is complete"),
         (content[:40], r"before layer 0 \[convolutional\]"),
         (content + b"1234", "4 bytes are left after the last layer"),
-        (b"\x07" * 40, "no Darknet weights file of version 0.1 or 0.2"),
+        (b"\x07" * 40, "not a Darknet weights file of version 0.1 or 0.2"),
         (b"", "only 0 bytes"),
         (content[:18], "only 18 bytes"),
     ):

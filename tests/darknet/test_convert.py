@@ -63,7 +63,7 @@ def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, atte
 def test_squeeze_and_excitation_is_not_dropped_without_a_word() -> None:
     config = load_config(ROOT / "configs/tiny.yaml")
     model = replace(config.model, backbone=CSPPeleeNetConfig("csppeleenet", squeeze_excite=True))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="does not know squeeze and excitation"):
+    with pytest.raises(InputError, match="does not support squeeze and excitation"):
         export_detector(build_detector(model), model, config.preprocess)  # type: ignore[arg-type]
 
 

@@ -182,8 +182,8 @@ def test_darknet_data_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no valid JSON"),
-        ("[]", "no COCO instances file: Expected `object`, got `array`"),
+        ("{", "is not valid JSON"),
+        ("[]", "is not a COCO instances file: Expected `object`, got `array`"),
         ('{"annotations": [], "categories": []}', "missing required field `images`"),
         (
             '{"images": [{"id": 1}], "annotations": [], "categories": []}',
@@ -260,5 +260,5 @@ def test_yolo_names_that_leave_a_class_open_are_refused(names: str, tmp_path: Pa
 
 def test_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]\n")
-    with pytest.raises(InputError, match="is no UTF-8 text"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         open_dataset(tmp_path / "data.yaml", "train")

@@ -64,7 +64,7 @@ def test_classes_are_the_folders_by_name(folder: Path) -> None:
     ("split", "num_classes", "message"),
     [
         ("train", 3, "has 2 class folders, model.num_classes is 3"),
-        ("nothing", 2, "no such folder; expected one folder of pictures for each class"),
+        ("nothing", 2, "no such folder; expected one folder of images for each class"),
     ],
 )
 def test_what_is_wrong_with_a_folder_is_named(folder: Path, split: str, num_classes: int, message: str) -> None:

@@ -74,16 +74,16 @@ def test_a_truncated_file_is_an_error(name: str, tmp_path: Path) -> None:
     Image.fromarray(noise).save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=f"{name}: is not a readable picture"):
+    with pytest.raises(InputError, match=f"{name}: is not a readable image"):
         read_image(tmp_path / name)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"no picture", "not a readable picture")])
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"no image", "not a readable image")])
 def test_no_picture_at_all(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_image(tmp_path / "x.jpg")
-    with pytest.raises(InputError, match="not a readable picture"):
+    with pytest.raises(InputError, match="not a readable image"):
         read_image_size(tmp_path / "x.jpg")
 
 

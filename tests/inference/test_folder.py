@@ -192,10 +192,10 @@ def test_an_empty_or_damaged_record(folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.json"):
         run(folder, tmp_path / "out.csv")
-    with pytest.raises(InputError, match="no such picture"):
+    with pytest.raises(InputError, match="no such image"):
         find_pictures(str(tmp_path / "none"))
     (tmp_path / "bare").mkdir()
-    with pytest.raises(InputError, match="no pictures there"):
+    with pytest.raises(InputError, match="no images found"):
         find_pictures(str(tmp_path / "bare"))
     listed = tmp_path / "list.txt"
     listed.write_text(f"{folder / '00.png'}\n\n{folder / '02.png'}\n{folder / '00.png'}\n")

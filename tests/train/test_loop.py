@@ -97,7 +97,7 @@ def test_a_picture_that_stops_the_evaluation_costs_no_training(tiny: Make, tiny_
     whole = picture.read_bytes()
     picture.write_bytes(whole[: len(whole) // 2])
     config = tiny(["train.max_steps=2", f"data.root={root}"])
-    with pytest.raises(InputError, match=r"val_00003.jpg: is not a readable picture"):
+    with pytest.raises(InputError, match=r"val_00003.jpg: is not a readable image"):
         train(config)
     assert load_checkpoint(Path(config.run_dir or "") / "last.safetensors").info["step"] == 2
     picture.write_bytes(whole)

@@ -61,7 +61,7 @@ def test_folder_glob_and_picture(tmp_path: Path) -> None:
         ("cam99", "cam99: no such camera"),
         ("none.mp4", "no such file; expected cam0"),
         ("rtsp://127.0.0.1:1/x", "the stream cannot be opened"),
-        ("*.nothing", "no pictures there"),
+        ("*.nothing", "no images found"),
     ],
 )
 def test_what_is_not_there_gets_one_line(
@@ -77,7 +77,7 @@ def test_no_video_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a video"):
         open_source(str(tmp_path / "text.mp4"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no pictures there"):
+    with pytest.raises(InputError, match="no images found"):
         open_source(str(tmp_path / "empty"))
 
 
@@ -163,7 +163,7 @@ def test_nothing_that_is_read_is_overwritten(clip: Path, tmp_path: Path) -> None
     ):
         with pytest.raises(InputError, match="which is being read"):
             open_file_sink(open_source(str(named)), target)
-    with pytest.raises(InputError, match="pictures are saved into a folder"):
+    with pytest.raises(InputError, match="images are saved to a folder"):
         open_file_sink(open_source(str(folder)), tmp_path / "out.mp4")
     assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out"), FolderSink)
     assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out.jpg"), PictureSink)
