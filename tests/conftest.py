@@ -30,7 +30,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(tiny_data: Path, tmp_path: Path) -> Callable[..., DetectConfig]:
-    """Makes the tiny experiment with overrides; it runs in tmp_path unless told otherwise."""
+    """Builds the config of the tiny experiment with overrides; its run directory is in tmp_path."""
 
     def make(overrides: Sequence[str] = (), *, run: str = "run") -> DetectConfig:
         config = load_config(ROOT / "configs/tiny.yaml", [f"data.root={tiny_data}", *overrides])
@@ -61,8 +61,8 @@ def trained_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the tiny experiment, drawn so that some hundred boxes are found in any picture."""
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the tiny experiment that find about a hundred boxes in any image."""
     from detector.checkpoint import save_checkpoint
     from detector.inference.build import build_network
 
@@ -89,7 +89,7 @@ def lively_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared() -> Path:
     """The folder of real data beside the project."""
     if not SHARED.is_dir():
-        pytest.skip("the real data folder ../shared is not here")
+        pytest.skip("the real data folder ../shared is missing")
     return SHARED
 
 

@@ -1,4 +1,4 @@
-"""Coding of boxes, grids and anchor fitting."""
+"""Box coding, grids and anchor fitting."""
 
 import pytest
 import torch

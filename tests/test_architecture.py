@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN: one direction), and one door for each third party."""
+"""Which part may import which (one direction only), and which parts may import each third-party library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "detector"
 
-# The rooms from the top floor down (README of detector/): a room imports those below it, never above.
-FLOORS = (
+# The parts of detector/ from top to bottom: a part imports only parts below it.
+IMPORT_ORDER = (
     "paper",
     "benchmark",
     "train",
@@ -40,7 +40,7 @@ FLOORS = (
     "cli",
     "errors",
 )
-DOORS = {
+THIRD_PARTY = {
     "yaml": {"config"},
     "pydantic": {"config"},
     "pycocotools": {"evaluate"},
@@ -81,18 +81,18 @@ def test_imports_go_one_way(path: Path) -> None:
     if part == "__init__":
         return
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("detector.")}
-    below = FLOORS[FLOORS.index(part) + 1 :]
+    below = IMPORT_ORDER[IMPORT_ORDER.index(part) + 1 :]
     assert ours - {part} <= set(below), f"{part} may import {', '.join(below)}"
-    for package, doors in DOORS.items():
+    for package, allowed in THIRD_PARTY.items():
         if any(package in name.split(".") for name in imports(path)):
-            assert part in doors, f"{package} comes in by {doors} only"
+            assert part in allowed, f"{package} may be imported in {allowed} only"
 
 
-def test_every_room_has_a_floor() -> None:
-    assert {part_of(path) for path in FILES} - {"__init__"} == set(FLOORS)
+def test_every_part_is_in_the_import_order() -> None:
+    assert {part_of(path) for path in FILES} - {"__init__"} == set(IMPORT_ORDER)
 
 
-def test_packages_only_hand_names_on() -> None:
+def test_packages_only_reexport_names() -> None:
     for path in PACKAGE.rglob("*/__init__.py"):
         kinds = {type(node) for node in ast.parse(path.read_text()).body}
         assert kinds <= {ast.Expr, ast.ImportFrom, ast.Assign}, f"{path} defines something"
@@ -105,7 +105,7 @@ def test_a_predictor_needs_no_training_library() -> None:
         assert result.returncode == 0, result.stderr
 
 
-def test_the_network_is_used_in_one_place() -> None:
+def test_only_one_file_uses_the_internet() -> None:
     users = [path.name for path in FILES if imports(path) & {"urllib.request", "http.client", "requests", "socket"}]
     assert users == ["download.py"]
 

@@ -1,4 +1,4 @@
-"""Which anchor answers for which object."""
+"""Which anchor is assigned to which object."""
 
 import torch
 
@@ -20,7 +20,7 @@ def assign(boxes: list[list[list[float]]], labels: list[list[int]], *, match_thr
     )
 
 
-def test_the_best_anchor_of_all_scales_answers() -> None:
+def test_the_best_anchor_of_all_scales_is_assigned() -> None:
     fine, coarse = assign([[], [[40.0, 20.0, 60.0, 30.0], [0.0, 0.0, 44.0, 42.0]]], [[], [2, 0]])
     # 20x10 at centre (50, 25): anchor 1 of the fine scale, cell (6, 3)
     assert (fine.image.tolist(), fine.anchor.tolist(), fine.row.tolist(), fine.column.tolist()) == ([1], [1], [3], [6])

@@ -1,4 +1,4 @@
-"""Box maths by hand-computed numbers."""
+"""Box maths against hand-computed numbers."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_elementwise_kinds_by_hand(kind: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
-def test_equal_boxes_have_one_and_gradients_are_right(kind: str) -> None:
+def test_equal_boxes_have_iou_one_and_gradients_are_right(kind: str) -> None:
     boxes = torch.tensor([A, B], dtype=torch.float64)
     assert elementwise_iou(boxes, boxes, kind=kind).tolist() == pytest.approx([1, 1], abs=1e-6)
     if kind != "ciou":  # its aspect weight is a constant by definition, so numeric gradients differ

@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="No space left on device; the previous file is intact"):
         save(path, 2.0)
     assert load_checkpoint(path).weights()["a"].tolist() == [1, 1]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"], "a piece was left behind"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"], "a temporary file was left behind"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a file of ours", b"\x80\x04pickle"])

@@ -1,4 +1,4 @@
-"""The loss by hand-computed gradients (Darknet's deltas) and by numeric differentiation."""
+"""The loss against hand-computed gradients (Darknet's deltas) and numeric differentiation."""
 
 import math
 
@@ -70,7 +70,7 @@ def test_background_is_pushed_down_and_nothing_else() -> None:
 
 def test_a_good_background_prediction_is_left_alone() -> None:
     raw = torch.full((1, 7, 4, 4), -9.0)
-    # The cell left of the object's predicts nearly its box: IoU above .7 although another cell answers.
+    # The cell to the left of the object's cell predicts nearly its box: IoU above .7, though it is not responsible.
     raw[0, :4, 1, 0] = torch.tensor([9.0, math.log(0.25 / 0.75), math.log(10 / 16), 0.0])
     box = [3.0 + 1.2, 6.0, 13.0 + 1.2, 14.0]  # centre 9.2: cell 1; the prediction's centre is 8
     raw.requires_grad_()

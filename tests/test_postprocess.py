@@ -84,19 +84,19 @@ def test_nothing_found_is_an_empty_result() -> None:
 
 def test_extreme_values_neither_warn_nor_fail() -> None:
     raw = torch.full((1, 7, 4, 4), -1e30)
-    raw[0, 4:, 1, 1] = 1e30  # certain of both classes, of no size
+    raw[0, 4:, 1, 1] = 1e30  # certain of both classes, size zero
     first, second = run(raw, nms_threshold=0.9)[0].scores.tolist()
     assert first == second == 1
-    raw[0, :4, 2, 2] = torch.tensor([0.0, 0.0, 1e30, 1e30])  # and one larger than any picture
+    raw[0, :4, 2, 2] = torch.tensor([0.0, 0.0, 1e30, 1e30])  # and one larger than any image
     raw[0, 4:, 2, 2] = 1e30
     put(raw, 0, 3, 3, 0.9, [0.9, 0.9])
     found = run(raw)[0]
     assert np.isfinite(found.boxes_xyxy).all()
-    assert len(found) == 6, "suppression still tells the others apart"
-    raw[0, 0, 0, 0] = float("nan")  # a place that is not a number
+    assert len(found) == 6, "suppression still separates the others"
+    raw[0, 0, 0, 0] = float("nan")  # a box at x = NaN
     raw[0, 4:, 0, 0] = 1e30
     finite = np.isfinite(run(raw)[0].boxes_xyxy).all(axis=1)
-    assert (finite.sum(), len(finite)) == (6, 8), "nor does it take others with it"
+    assert (finite.sum(), len(finite)) == (6, 8), "a NaN box does not remove the others"
 
 
 def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:
@@ -104,7 +104,7 @@ def test_the_threshold_is_exact_and_a_score_at_it_is_dropped() -> None:
     raw[0, :4, 1, 1] = 0
     raw[0, 4:, 1, 1] = torch.tensor([0.0, 100.0, -100.0])  # objectness one half, sure of its class
     assert [len(run(raw, score_threshold=threshold)[0]) for threshold in (0.4999, 0.5, 0.5001)] == [1, 0, 0]
-    assert len(run(raw, score_threshold=0.0)[0]) == 2 * 16, "every class of every place scores more than nothing"
+    assert len(run(raw, score_threshold=0.0)[0]) == 2 * 16, "every class of every place scores above 0"
     assert len(run(raw, score_threshold=1.0)[0]) == 0
 
 
@@ -143,7 +143,7 @@ def test_suppression_by_distance_is_greedy_and_per_class(count: int) -> None:
     assert count < 10 or len(kept) < count
 
 
-def test_the_best_candidates_go_on_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_candidates_are_kept_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = empty_map()
     for column in range(4):
         put(raw, 0, 0, column, 0.5 + 0.1 * column, [0.9, 0.01])
@@ -164,8 +164,8 @@ def test_darknet_lists_places_by_their_last_class() -> None:
     raw = empty_map(2)
     put(raw, 0, 1, 1, 0.9, [0.9, 0.9])
     put(raw, 1, 0, 0, 0.9, [0.9, 0.5])
-    put(raw, 1, 3, 3, 0.9, [0.8, 0.6])  # worse of the first class, better of the second: listed first
-    put(raw, 1, 0, 3, 0.9, [0.004, 0.001])  # too little to exist in Darknet: all of these come last, as equals
+    put(raw, 1, 3, 3, 0.9, [0.8, 0.6])  # worse in the first class, better in the second: listed first
+    put(raw, 1, 0, 3, 0.9, [0.004, 0.001])  # scores too low to exist in Darknet: all of these come last, tied
     put(raw, 1, 3, 0, 0.9, [0.003, 0.001])
     one, two = postprocess([raw.numpy()], DECODER, Thresholds(0.002, 0.45, 9), darknet_ranks=True)
     assert one.darknet_ranks is not None
@@ -176,7 +176,7 @@ def test_darknet_lists_places_by_their_last_class() -> None:
 
 
 def random_candidates(count: int) -> Candidates:
-    """Boxes of four classes around 30 places, in no order, some outside the picture."""
+    """Boxes of four classes around 30 places, in no order, some outside the image."""
     rng = np.random.default_rng(count)
     corner = rng.uniform(-130, 70, (30, 2))[rng.integers(0, 30, count)] + rng.normal(0, 5, (count, 2))
     boxes = np.concatenate((corner, corner + rng.uniform(5, 60, (count, 2))), axis=1).astype(np.float32)

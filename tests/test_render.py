@@ -22,7 +22,7 @@ def test_draws_a_frame_in_the_class_color_on_a_copy() -> None:
     result = draw(image, detections([20, 30, 60, 80]), NAMES)
     assert image.max() == 0
     assert np.abs(result[60, 20].astype(int) - class_color(0)).max() < 80, "anti-aliased"
-    assert result[55, 40].max() == 0, "the inside stays free"
+    assert result[55, 40].max() == 0, "the inside stays empty"
 
 
 @pytest.mark.parametrize("box", [[0, 0, 99, 99], [-20, -20, 300, 300], [95, 95, 99, 99], [50, 50, 50, 50]])
@@ -46,6 +46,6 @@ def test_tile_keeps_aspects() -> None:
     grid = tile([np.zeros((50, 100, 3), np.uint8)] * 3, columns=2, cell_hw=(40, 40), gap=2)
     assert grid.shape == (2 * 42 + 2, 2 * 42 + 2, 3)
     assert grid[22, 22].max() == 0
-    assert grid[5, 22].min() == 255, "above the picture it is white"
+    assert grid[5, 22].min() == 255, "the space above the image is white"
     assert grid[64, 64].min() == 255, "the fourth cell is empty"
     assert tile([], columns=2, cell_hw=(4, 4)).min() == 255

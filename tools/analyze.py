@@ -1,10 +1,10 @@
-"""Prints what a network costs, layer by layer, counted as the CSPNet paper counts.
+"""Prints what a network costs, layer by layer, counted as in the CSPNet paper.
 
 Examples:
     python tools/analyze.py configs/csppelee_efm.yaml --size 416
     python tools/analyze.py configs/imagenet/cspresnext50.yaml
     python tools/analyze.py yolov4-tiny.cfg
-    python tools/analyze.py configs/csppelee_efm.yaml --measure        # ms beside the roofline, worst first
+    python tools/analyze.py configs/csppelee_efm.yaml --measure        # ms and the roofline, worst first
     python tools/analyze.py detector.onnx --measure
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WORST = 20
-"""Rows of the table of times."""
+"""Rows in the table of times."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> int:
         "model", help="a config, a Darknet cfg, a weights file, or an exported .onnx, .xml or .torchscript"
     )
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the model's)")
-    parser.add_argument("--classifier", type=int, metavar="N", help="the backbone alone, as classifier of N classes")
-    parser.add_argument("--measure", action="store_true", help="time the layers here, beside what the machine can do")
-    parser.add_argument("--threads", type=int, help="default: one for each processor that may be used")
+    parser.add_argument("--classifier", type=int, metavar="N", help="only the backbone, as a classifier of N classes")
+    parser.add_argument("--measure", action="store_true", help="time the layers and compare with the machine's limits")
+    parser.add_argument("--threads", type=int, help="default: one for each usable processor")
     parser.add_argument("--json", action="store_true", help="totals and layers as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.classifier is not None and options.classifier < 1:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """A network of PyTorch: costs, memory, and times where they are wanted."""
+    """A PyTorch network: costs, memory and, with --measure, times."""
     network, own_size, weights_bytes = build(options.model, options.classifier)
     size_hw = parse_size(options.size) if options.size else own_size
 
@@ -72,7 +72,7 @@ def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     text = complexity_table(costs, totals, held)
     text += f"\nfeature maps: {peak_bytes / 2**20:.1f} MB at once in float32, batch 1"
     if weights_bytes is not None:
-        text += f"\nits .weights file has {weights_bytes:,} bytes (4 less when older than version 0.2)"
+        text += f"\nits .weights file has {weights_bytes:,} bytes (4 fewer before version 0.2)"
     report = {
         "totals": {**asdict(totals), "weights_bytes": weights_bytes, "activation_peak_bytes": peak_bytes},
         "layers": [{**asdict(cost), "held_bytes": held[cost.name]} for cost in costs],
@@ -86,7 +86,7 @@ def analyze_network(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def analyze_export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """An exported file: costs, memory and times, as OpenVINO sees and runs it."""
     if options.size or options.classifier:
-        raise InputError(f"{options.model}: an exported file has a size of its own; --size and --classifier do not fit")
+        raise InputError(f"{options.model}: an exported file has a size of its own; leave out --size and --classifier")
 
     import torch
 
@@ -125,7 +125,7 @@ def add_times(
 
 
 def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, int], int | None]:
-    """The network, its own input size, and the size of its weights file where it is a cfg's."""
+    """The network, its own input size and, for a cfg, the size of its weights file."""
     if model.endswith(".cfg"):
         from detector.darknet import load_darknet
         from detector.darknet.weights import weights_size
@@ -151,7 +151,7 @@ def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, in
     if num_classes is None:
         return build_network(described), size_hw, None
     if isinstance(described, DarknetModelConfig):
-        raise InputError("--classifier: needs a config with a backbone, this one holds a Darknet cfg")
+        raise InputError("--classifier: expected a config with a backbone, but this one holds a Darknet cfg")
     return build_classifier(ClassifierConfig(described.backbone, num_classes, described.activation)), size_hw, None
 
 

@@ -1,4 +1,4 @@
-"""Measures how fast detectors run on this machine, or how fast one trains.
+"""Measures how fast detectors run on this machine, or how fast a detector trains.
 
 Examples:
     python tools/benchmark.py weights/mine --data data/bccd --split test
@@ -48,19 +48,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
     parser.add_argument("--weights", help="weights file, when MODEL is a cfg or config")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
-    parser.add_argument("--fresh", action="store_true", help="the network of a config, untrained: speed needs no more")
-    parser.add_argument("--backends", help="only these, with commas between them (default: all that can run it)")
+    parser.add_argument("--fresh", action="store_true", help="an untrained network from a config; enough for speed")
+    parser.add_argument("--backends", help="only these, separated by commas (default: all that can run it)")
     parser.add_argument("--precisions", default="fp32,bf16,int8", help="only these (default: %(default)s)")
-    parser.add_argument("--data", help="measure AP50 as well; int8 is calibrated on the config's data.train of it")
+    parser.add_argument("--data", help="measure AP50 on these data; int8 is calibrated on the split data.train")
     parser.add_argument("--split", help="part of the data set to measure on (default: the config's data.val)")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
     parser.add_argument("--loader", action="store_true", help="milliseconds for reading and augmenting, by stage")
-    parser.add_argument("--train", action="store_true", help="images per second of training steps, beside plain fp32")
+    parser.add_argument("--train", action="store_true", help="training steps: images per second, compared with fp32")
     parser.add_argument("--table5", action="store_true", help="every detector of the paper's Table 5 at its size")
-    parser.add_argument("--images", type=int, default=400, help="to measure the loader over (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=8, help="turns (%(default)s)")
-    parser.add_argument("--threads", type=int, help="default: one for each processor that may be used")
+    parser.add_argument("--images", type=int, default=400, help="images to measure the loader over (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="number of turns (%(default)s)")
+    parser.add_argument("--threads", type=int, help="default: one for each usable processor")
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
     if options.images < 1 or options.rounds < 1 or (options.threads is not None and options.threads < 1):
@@ -87,7 +87,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
     loaded = find(options)
     if options.size:
         if isinstance(loaded, LoadedExport):
-            raise InputError(f"--size: {loaded.path} has a size of its own; name the weights that it was made of")
+            raise InputError(f"--size: {loaded.path} has a size of its own; give the weights it was exported from")
         size_hw = parse_size(options.size)
         loaded = replace(loaded, preprocess=replace(loaded.preprocess, size_hw=size_hw))
     dataset = calibration = None
@@ -119,22 +119,22 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
 
 def find(options: argparse.Namespace) -> Loaded:
     """The detector to measure."""
-    from detector.inference.find import find_model, fresh_detector
+    from detector.inference.find import find_model, untrained_detector
 
     if options.fresh:
-        return fresh_detector(load_config(options.model, options.overrides), Path(options.model))
+        return untrained_detector(load_config(options.model, options.overrides), Path(options.model))
     if options.overrides:
-        raise InputError(f"benchmark: {options.overrides[0]}: only with --fresh, --loader or --train")
+        raise InputError(f"benchmark: {options.overrides[0]}: allowed only with --fresh, --loader or --train")
     return find_model(options.model, options.weights, options.names)
 
 
 def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """The detectors of Table 5 beside the published rates, and the text."""
+    """The detectors of Table 5 next to the published rates, and the text."""
     from detector.paper.measure import benchmark_table5, table5_text
 
     for name in ("model", "weights", "backends", "data", "size", "out"):
         if getattr(options, name):
-            raise InputError(f"--table5: runs all detectors of the table at their sizes; {name} does not fit")
+            raise InputError(f"--table5: runs all detectors of the table at their sizes; leave out {name}")
     table = benchmark_table5(rounds=options.rounds, threads=options.threads, say=print_note)
     return table, table5_text(table)
 

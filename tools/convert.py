@@ -1,4 +1,4 @@
-"""Converts detectors between this program and Darknet, or for release, and proves each conversion before it is kept.
+"""Converts detectors to and from Darknet, or for release; each conversion is verified before it is kept.
 
 Examples:
     python tools/convert.py to-darknet weights/mine/best.safetensors mine.cfg
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     out.add_argument("weights", help="our weights file or run folder")
     out.add_argument("out", type=Path, help="the cfg to write; .weights and .names go beside it")
     back = commands.add_parser("from-darknet", help="Darknet cfg and weights -> our weights file")
-    part = commands.add_parser("partial", help="the first layers of a weights file, to start a training from")
+    part = commands.add_parser("partial", help="the first layers of a weights file, to start training from")
     for command in (out, back, part):
         command.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     for command in (back, part):
@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> int:
         command.add_argument("weights")
         command.add_argument("out", type=Path)
     back.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
-    part.add_argument("--layers", type=int, required=True, help="how many sections after [net]")
-    hand_on = commands.add_parser("release", help="a run's weights in half precision, measured before they are kept")
+    part.add_argument("--layers", type=int, required=True, help="number of sections after [net]")
+    hand_on = commands.add_parser("release", help="a run's weights in half precision, evaluated before they are kept")
     hand_on.add_argument("run", help="run folder, config or weights")
     hand_on.add_argument("out", type=Path)
     hand_on.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")

@@ -1,10 +1,10 @@
-"""Detects in a camera, a video, a stream or pictures, and shows or saves the result.
+"""Detects objects in a camera, a video, a stream or images, and shows or saves the result.
 
 Examples:
     python tools/demo.py --video cam0 --show
     python tools/demo.py --video street.mp4 --save out.mp4
     python tools/demo.py --video rtsp://user:password@host/stream --json
-    python tools/demo.py --image "pictures/*.jpg" --save annotated/
+    python tools/demo.py --image "images/*.jpg" --save annotated/
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of pictures")
-    what.add_argument("--image", metavar="SOURCE", help="a picture, a folder or a glob")
+    what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of images")
+    what.add_argument("--image", metavar="SOURCE", help="an image, a folder or a glob")
     parser.add_argument(
-        "--save", type=Path, metavar="OUT", help="annotated video; for pictures a folder, or a .jpg with a grid"
+        "--save", type=Path, metavar="OUT", help="annotated video; for images a folder, or a .jpg with a grid"
     )
-    parser.add_argument("--show", action="store_true", help="a window; q quits")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
+    parser.add_argument("--show", action="store_true", help="show a window; q quits")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="keep only higher scores (default 0.25)")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
     options = parser.parse_args(arguments)
     if not (options.save or options.show or options.json):
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     announce_backend(options.backend)
     predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
     source = open_source(options.video or options.image)
-    wait_ms = 0 if source.fps is None else 1  # a picture stays until a key is pressed
+    wait_ms = 0 if source.fps is None else 1  # an image stays until a key is pressed
     sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []
     if options.save:
         sinks.append(open_file_sink(source, options.save))

@@ -1,4 +1,4 @@
-"""Examines a data set: bad labels, unreadable pictures, class counts, box sizes, fit of the anchors, shared images.
+"""Examines a data set: bad labels, unreadable images, class counts, box sizes, fit of the anchors, shared images.
 
 Examples:
     python tools/doctor.py data/bccd
@@ -19,11 +19,11 @@ from detector.errors import InputError
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("data", help="COCO JSON, VOC folder, YOLO data.yaml or Darknet .data")
-    parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
+    parser.add_argument("--images", help="folder with the images of a COCO JSON")
     parser.add_argument(
         "--config", help="take network size and anchors from this config (default: 416, COCO's anchors)"
     )
-    parser.add_argument("--quick", action="store_true", help="do not read the pictures")
+    parser.add_argument("--quick", action="store_true", help="do not read the images")
     parser.add_argument("--json", action="store_true", help="the whole report as JSON on stdout")
     options = parser.parse_args(arguments)
 
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         images_dir=options.images,
         size_hw=config.preprocess.size_hw if config else (416, 416),
         anchors=config.model.anchors if config and isinstance(config.model, ModelConfig) else COCO_ANCHORS,
-        read_pictures=not options.quick,
+        read_images=not options.quick,
     )
     if options.json:
         print_json({**asdict(report), "exit_code": report.exit_code()})
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def examine_classes(root: str, config: ClassifyConfig, *, as_json: bool) -> int:
-    """Class folders: every picture is read."""
+    """Examines class folders: every image is read."""
     from detector.data.doctor import examine_folders
 
     splits = (config.data.train, config.data.val)
@@ -57,7 +57,7 @@ def examine_classes(root: str, config: ClassifyConfig, *, as_json: bool) -> int:
     if as_json:
         print_json({"problems": [asdict(problem) for problem in problems], "exit_code": int(bool(problems))})
     else:
-        print("\n".join([*map(str, problems), f"{len(problems)} pictures cannot be read"]))
+        print("\n".join([*map(str, problems), f"{len(problems)} images cannot be read"]))
     return int(bool(problems))
 
 

@@ -1,4 +1,4 @@
-"""Downloads a public data set, and goes on where it broke off. Nothing else in this project uses the network.
+"""Downloads a public data set; resumes an interrupted download. Nothing else in this project uses the network.
 
 Example:
     python tools/download.py bccd --out data/bccd
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
         "name", choices=sorted(ARCHIVES), help="COCO 2017 (27 GB), VOC 2007 and 2012 (3 GB), BCCD (8 MB)"
     )
     parser.add_argument("--out", type=Path, help="folder (default: data/NAME)")
-    parser.add_argument("--json", action="store_true", help="where it is, as JSON on stdout")
+    parser.add_argument("--json", action="store_true", help="the location as JSON on stdout")
     options = parser.parse_args(arguments)
     root = options.out or Path("data") / options.name
     fetch_dataset(ARCHIVES[options.name], root)

@@ -1,4 +1,4 @@
-"""Evaluates a detector on a data set, with pycocotools; or a classifier on a folder of pictures for each class.
+"""Evaluates a detector on a data set, with pycocotools; or a classifier on class folders of images.
 
 Examples:
     python tools/eval.py
@@ -47,7 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_model_arguments(parser)
     parser.add_argument("--data", help="data set (default: the one that the weights were trained for)")
     parser.add_argument("--split", help="part of the data set (default: the config's data.val)")
-    parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
+    parser.add_argument("--images", help="folder with the images of a COCO JSON")
     parser.add_argument(
         "--out", type=Path, help="folder for the plots (default: eval/ in the run; for a Darknet model weights/eval/)"
     )
@@ -68,7 +68,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
 
     config = loaded.config
     if config is None and options.data is None:
-        raise InputError(f"{loaded.path}: does not say which data it is for; give --data PATH")
+        raise InputError(f"{loaded.path}: does not record which data set it is for; give --data PATH")
     announce_backend(options.backend)
     thresholds = evaluation_thresholds(config.evaluate if config else None)
     predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
@@ -76,7 +76,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
     print_note(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
     if isinstance(loaded, LoadedExport) and loaded.record.suppression is not None:
         threshold = loaded.record.suppression.score_threshold
-        print_note(f"the file returns only boxes above its own threshold of {threshold}: AP is lower than of raw maps")
+        print_note(f"the file returns only boxes above its own threshold {threshold}: AP is lower than with raw maps")
     print_note(describe(dataset))
     out_dir = options.out or (loaded.path.parent / "eval" if config else Path("weights") / "eval" / loaded.path.stem)
     evaluation = evaluate(predictor, dataset, progress=True)
@@ -106,7 +106,7 @@ def open_data(
 
 
 def print_metrics(metrics: dict[str, Any], json_out: str | None) -> None:
-    """Prints a table, or JSON; writes JSON where a file is named."""
+    """Prints a table, or JSON; writes JSON if a file is named."""
     from detector.evaluate.table import metrics_table
 
     if json_out == "-":
@@ -121,7 +121,7 @@ def evaluate_classifier(checkpoint: Checkpoint, options: argparse.Namespace) -> 
     """Prints top-1 and top-5. Raises: InputError."""
     for name in ("submit", "backend", "images", "names", "out"):
         if getattr(options, name) is not None:
-            raise InputError(f"--{name}: is for detectors, this is a classifier")
+            raise InputError(f"--{name}: is for detectors, but this is a classifier")
 
     from detector.evaluate.classification import evaluate_checkpoint
 

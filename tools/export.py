@@ -1,4 +1,4 @@
-"""Exports a detector, and keeps the file only if it gives what the network gives.
+"""Exports a detector, and keeps the file only if it returns what the network returns.
 
 Examples:
     python tools/export.py weights/mine --to openvino --out mine.xml
@@ -54,13 +54,13 @@ def main(arguments: list[str]) -> int:
         if options.with_nms:
             del report["maps"]  # such a graph has none
         print("\n".join(f"{key:<22}{shown(value)}" for key, value in report.items() if value is not None))
-        print("agreed; maps: largest difference over the largest value; score, iou: of boxes that belong together;")
+        print("agreed; maps: largest difference / largest value; score, iou: of matching boxes;")
         print("unmatched: share of boxes without a counterpart; on_limit: boxes that only just pass a threshold")
     return 0
 
 
 def shown(value: object) -> str:
-    """A figure with the digits that mean something."""
+    """A figure with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -75,16 +75,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
     parser.add_argument("--dynamic", action="store_true", help="any size that is a multiple of 32, any batch")
-    parser.add_argument("--batch", type=int, help="images of one run (default: 1; with --dynamic: any number)")
-    parser.add_argument("--with-nms", action="store_true", help="the graph ends in boxes (onnx, openvino)")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="of --with-nms (default: 0.25)")
-    parser.add_argument("--nms-threshold", type=float, default=0.45, help="of --with-nms (default: 0.45)")
-    parser.add_argument("--max-detections", type=int, default=100, help="of a class, with --with-nms (default: 100)")
-    parser.add_argument("--data", help="labelled pictures: AP50 is compared, int8 is calibrated and measured on them")
-    parser.add_argument("--split", help="part of the data set (default: the one that was trained on)")
-    parser.add_argument("--images", help="folder of the pictures of a COCO JSON")
+    parser.add_argument("--batch", type=int, help="images per run (default: 1; with --dynamic: any number)")
+    parser.add_argument("--with-nms", action="store_true", help="include NMS: the graph returns boxes (onnx, openvino)")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="for --with-nms (default: 0.25)")
+    parser.add_argument("--nms-threshold", type=float, default=0.45, help="for --with-nms (default: 0.45)")
+    parser.add_argument("--max-detections", type=int, default=100, help="per class, for --with-nms (default: 100)")
+    parser.add_argument("--data", help="labelled images to compare AP50 on; int8 is calibrated and measured on them")
+    parser.add_argument("--split", help="part of the data set (default: the one used for training)")
+    parser.add_argument("--images", help="folder with the images of a COCO JSON")
     parser.add_argument(
-        "--max-drop", type=float, default=0.01, help="AP50 that int8 may cost, measured as users run it (default: 0.01)"
+        "--max-drop", type=float, default=0.01, help="AP50 that int8 may lose, measured as users run it (default: 0.01)"
     )
     parser.add_argument("--json", action="store_true", help="the gate's report as JSON on stdout")
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""Detects in many or large pictures and writes one file. A run that was killed goes on with the same command.
+"""Detects objects in many or large images and writes one file. The same command resumes a killed run.
 
 Examples:
-    python tools/predict.py pictures/ --out results.json
-    python tools/predict.py pictures/ --out results.jsonl --weights weights/mine/best.safetensors --backend auto
+    python tools/predict.py images/ --out results.json
+    python tools/predict.py images/ --out results.jsonl --weights weights/mine/best.safetensors --backend auto
     python tools/predict.py aerial.png --out results.json --tile 640 --overlap 0.2
 """
 
@@ -31,22 +31,22 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
     from detector.inference.find import find_model, identity
-    from detector.inference.folder import check_out, find_pictures, predict_many
+    from detector.inference.folder import check_out, find_images, predict_many
     from detector.inference.predictor import Predictor
     from detector.inference.tiles import tile_windows
     from detector.postprocess import Thresholds
     from detector.runtime.threads import usable_cpus
 
     if options.tile is not None:
-        tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # refuses what makes no tiles
+        tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # raises if tile or overlap is invalid
     check_out(options.out)
     thresholds = Thresholds(options.score_threshold)
-    pictures = find_pictures(options.source)
+    images = find_images(options.source)
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()
     announce_backend(options.backend)
     predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, streams=num_cpus)
-    print_note(f"weights {loaded.path}, {predictor.runtime.name}; {len(pictures)} picture{'s' * (len(pictures) != 1)}")
+    print_note(f"weights {loaded.path}, {predictor.runtime.name}; {len(images)} image{'s' * (len(images) != 1)}")
 
     settings = {
         "source": str(Path(options.source).resolve()),
@@ -60,16 +60,16 @@ def main(arguments: list[str]) -> int:
     try:
         with ThreadPoolExecutor(num_cpus) as threads:
             report = predict_many(
-                pictures,
+                images,
                 options.out,
                 partial(predict, predictor, threads, options),
                 predictor.class_names,
                 settings=settings,
-                batch_size=options.batch if options.tile is None else 1,  # tiled pictures are large
+                batch_size=options.batch if options.tile is None else 1,  # tiled images are large
                 progress=not options.json,
             )
     except KeyboardInterrupt:
-        print_note(f"interrupted; what is done is in {options.out}.partial, the same command goes on")
+        print_note(f"interrupted; finished results are in {options.out}.partial; the same command resumes")
         return 130
     print_report(report, options)
     return 0
@@ -78,10 +78,10 @@ def main(arguments: list[str]) -> int:
 def predict(
     predictor: Predictor, threads: ThreadPoolExecutor, options: argparse.Namespace, images: Sequence[Image]
 ) -> list[Detections]:
-    """Detections of some pictures, as wholes or in tiles."""
+    """Detections of some images, whole or in tiles."""
     from detector.inference.tiles import predict_tiled
 
-    side_by_side = predictor.runtime.name.startswith("openvino")  # is quicker so than with batches
+    side_by_side = predictor.runtime.name.startswith("openvino")  # faster than batches
     if options.tile is not None:
         pool = threads if side_by_side else None
         return [
@@ -92,35 +92,33 @@ def predict(
 
 
 def print_report(report: Report, options: argparse.Namespace) -> None:
-    """What came out, and which pictures were skipped."""
+    """Prints the results, and which images were skipped."""
     for name, reason in report.failed[:SHOWN_FAILURES]:
         print_note(f"skipped {name}: {reason}")
     if len(report.failed) > SHOWN_FAILURES:
-        print_note(f"skipped {len(report.failed) - SHOWN_FAILURES} more; {options.out} names them all")
+        print_note(f"skipped {len(report.failed) - SHOWN_FAILURES} more; {options.out} lists them all")
     if options.json:
         print_json({**vars(report), "out": str(options.out)})
     else:
         resumed = f" ({report.resumed} from an interrupted run)" if report.resumed else ""
-        skipped = f"{report.detections} detections, {len(report.failed)} pictures skipped"
+        skipped = f"{report.detections} detections, {len(report.failed)} images skipped"
         print(f"{report.images} images{resumed}, {skipped}; {options.out}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises: InputError."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", help="folder (with its subfolders), picture, or .txt with one path a line")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="COCO JSON (.json), or a line for each picture (.jsonl)"
-    )
+    parser.add_argument("source", help="folder (with its subfolders), image, or .txt with one path per line")
+    parser.add_argument("--out", type=Path, required=True, help="COCO JSON (.json), or one line per image (.jsonl)")
     parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
     parser.add_argument("--weights", help="weights or exported file")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
     parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="leave out what scores less (default 0.25)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures at a time (default 8)")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="look at tiles of this side, and at the whole")
+    parser.add_argument("--score-threshold", type=float, default=0.25, help="keep only higher scores (default 0.25)")
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default 8)")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="detect in tiles of this side and in the whole")
     parser.add_argument(
-        "--overlap", type=float, default=0.2, help="of neighbouring tiles, share of a side (default 0.2)"
+        "--overlap", type=float, default=0.2, help="overlap of neighbouring tiles, share of a side (default 0.2)"
     )
     parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
     options = parser.parse_args(arguments)

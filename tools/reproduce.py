@@ -1,4 +1,4 @@
-"""Prints the tables and figures of the CSPNet paper beside what is found here.
+"""Prints the tables and figures of the CSPNet paper next to our own.
 
 Examples:
     python tools/reproduce.py --table 1
@@ -24,10 +24,10 @@ PLOTS = (".png", ".svg", ".pdf")
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--table", metavar="1..5", help="published beside ours, row by row")
+    what.add_argument("--table", metavar="1..5", help="published and our figures, row by row")
     what.add_argument("--figure", metavar="7|8", help="cost (7) or traffic (8) of every layer, as a plot")
-    parser.add_argument("--row", help="only the row of this name")
-    parser.add_argument("--measure", default="", help="fps, ap or both, with a comma: measured here, on this machine")
+    parser.add_argument("--row", help="only the row with this name")
+    parser.add_argument("--measure", default="", help="fps, ap, or fps,ap: measured on this machine")
     parser.add_argument("--data", help="data set for ap (default: the config's)")
     parser.add_argument("--split", help="part of the data set (default: the config's data.val)")
     parser.add_argument("--out", type=Path, help="file of the plot (default: figure7.png, figure8.png)")
@@ -63,12 +63,12 @@ def print_table(options: Any, measures: set[str]) -> int:
     else:
         print(table_text(f"Table {options.table}: {title}", found))
         if machine is not None:
-            print(f"FPS here: frame to boxes, one picture at a time, the quickest of OpenVINO's precisions, {machine}")
+            print(f"FPS here: frame to boxes, one image at a time, OpenVINO's fastest precision, {machine}")
     return 0
 
 
 def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
-    """Fills in what was asked for; returns the name of the machine where speed was."""
+    """Measures what was requested; returns the machine's name if that includes speed."""
     machine = None
     if "fps" in measures:
         from detector.paper.measure import best_fps, measure_fps
@@ -88,13 +88,13 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
 
 
 def say_if_left_out(text: str) -> None:
-    """Of all that a measurement tells, only what went wrong."""
+    """Prints only those messages of a measurement that report a failure."""
     if text.startswith("left out"):
         print_note(text)
 
 
 def draw_figure(number: str, out: Path, *, as_json: bool) -> int:
-    """The plot as a file, and its figures as text."""
+    """Writes the plot to a file and prints its figures."""
     from dataclasses import asdict
 
     from detector.paper.tables import figure_7_text, figure_8_text, figure_layers

@@ -3,7 +3,7 @@
 Example:
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
     python tools/train.py configs/csppelee_efm.yaml --resume
-    python tools/train.py configs/csppelee_efm_bccd.yaml --replay 120     # the batch of step 120 as a picture
+    python tools/train.py configs/csppelee_efm_bccd.yaml --replay 120     # the batch of step 120 as an image
     torchrun --nproc-per-node 2 tools/train.py configs/csppelee_efm.yaml --resume
     python tools/train.py yolov4-tiny.cfg data.root=data/bccd data.train=trainval --names bccd.names
 """
@@ -20,7 +20,7 @@ from detector.errors import InputError
 
 
 def load_experiment(path: str, overrides: list[str], names: str | None) -> RunConfig:
-    """A YAML experiment, or the recipe of a cfg."""
+    """The config from a YAML file or a Darknet cfg."""
     if not path.endswith(".cfg"):
         return load_run_config(path, overrides)
 
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/, or a Darknet cfg")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in run_dir, or start it")
-    parser.add_argument("--weights", help="start from what fits of this file (.safetensors, or .weights for a cfg)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in run_dir, or start it")
+    parser.add_argument("--weights", help="start from what fits in this file (.safetensors, or .weights for a cfg)")
     parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
     parser.add_argument("--replay", type=int, metavar="STEP", help="draw the batch of a step instead of training")
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         return 130
     except KeyboardInterrupt:
         if first_process():
-            print_note(f"interrupted; what was finished is in {config.run_dir}, --resume goes on with it")
+            print_note(f"interrupted; the last saved state is in {config.run_dir}; continue with --resume")
         return 130
     if first_process():
         show({**metrics, "run_dir": config.run_dir}, as_json=options.json)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
 
 def show(metrics: dict[str, Any], *, as_json: bool) -> None:
-    """Prints what a training ended with."""
+    """Prints the final metrics of a training run."""
     from detector.evaluate.table import metrics_table
 
     if as_json:
@@ -109,29 +109,29 @@ def replay(config: DetectConfig, step: int, *, as_json: bool) -> int:
     """Draws the batch of a step into the run's folder."""
     from detector.data.synthetic import ensure_synthetic_dataset
     from detector.train.detection import open_split
-    from detector.train.replay import rebuild_batch, save_batch_picture
+    from detector.train.replay import rebuild_batch, save_batch_image
 
     if config.data.synthetic is not None:
         ensure_synthetic_dataset(Path(config.data.root), config.data.synthetic)
     batch = rebuild_batch(config, open_split(config, config.data.train), step)
-    picture = Path(config.run_dir or ".") / f"replay_{step}.jpg"
-    save_batch_picture(picture, batch, config.model.class_names)
+    image = Path(config.run_dir or ".") / f"replay_{step}.jpg"
+    save_batch_image(image, batch, config.model.class_names)
     if as_json:
-        print_json({"step": step, "image_ids": batch.image_ids, "picture": str(picture)})
+        print_json({"step": step, "image_ids": batch.image_ids, "image": str(image)})
     else:
-        print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {picture}")
+        print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {image}")
     return 0
 
 
 def replay_classifier(config: ClassifyConfig, step: int, *, as_json: bool) -> int:
-    """Writes the pictures of a classifier's batch into the run's folder."""
+    """Writes the images of a classifier's batch into the run's folder."""
     from detector.train.replay import rebuild_class_batch, save_class_batch
 
     batch = rebuild_class_batch(config, step)
     folder = Path(config.run_dir or ".") / f"replay_{step}"
     save_class_batch(folder, batch)
     if as_json:
-        print_json({"step": step, "image_ids": batch.image_ids, "pictures": str(folder)})
+        print_json({"step": step, "image_ids": batch.image_ids, "folder": str(folder)})
     else:
         print(f"step {step}: images {', '.join(map(str, batch.image_ids))}; {folder}")
     return 0

@@ -1,7 +1,7 @@
-"""How fast a detector runs here, with every library and precision, beside what the machine can do.
+"""How fast a detector runs on this machine, with every library and precision, compared with the machine's peak.
 
-All of them take turns in one run, since a machine is rarely alone and never equally fast for long; compare the rows of
-one table, not two tables.
+All of them take turns in one run, since other processes make a machine's speed vary. Compare the rows of one table, not
+two tables.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ FRAME_HW = (480, 640)
 NUM_FRAMES = 8
 RUNS_PER_TURN = 8
 PAUSE_SECONDS = 0.05
-"""Before each turn, until the threads of the library before have gone to sleep."""
+"""Pause before each turn, so that the previous library's threads go to sleep."""
 
 
 @dataclass
-class Contestant:
-    """One way to run the detector, and what was measured of it.
+class Variant:
+    """One way to run the detector, and its measurements.
 
     Attributes:
         backend: name of the runtime.
         precision: fp32, bf16 or int8.
-        predictor: that runs it.
-        parallel: the same with one request for each thread, to be called from as many; None = not offered.
-        network_ms: of single runs of the network on one picture.
-        end_to_end_ms: from a frame in memory to boxes in its pixels.
-        around_ms: of it, what is not the network.
-        throughput: pictures per second, frame to boxes, with as many pictures at once as threads.
+        predictor: runs the detector in this way.
+        parallel: the same with one request per thread, to be called from all threads at once; None = not supported.
+        network_ms: times of single runs of the network on one image.
+        end_to_end_ms: times from a frame in memory to boxes in its pixels.
+        overhead_ms: the part of end_to_end_ms outside the network.
+        throughput: images per second, frame to boxes, with one image per thread at once.
         ap50: on the given data.
     """
 
@@ -63,7 +63,7 @@ class Contestant:
     parallel: Predictor | None = None
     network_ms: list[float] = field(default_factory=list)
     end_to_end_ms: list[float] = field(default_factory=list)
-    around_ms: list[float] = field(default_factory=list)
+    overhead_ms: list[float] = field(default_factory=list)
     throughput: list[float] = field(default_factory=list)
     ap50: float | None = None
 
@@ -85,40 +85,40 @@ def inference_table(
         loaded: weights or an exported file.
         backends: only these; None = all that can run it.
         precisions: only these.
-        dataset: to measure AP50 on, and whose pictures are the frames; None = drawn frames, no AP50.
-        calibration: data set and split to quantize with, for int8 of weights.
+        dataset: to measure AP50 on; its images are also the frames. None = drawn frames, no AP50.
+        calibration: data set and split to quantize with, for int8 from weights.
         threads: None = all usable processors.
-        rounds: turns; each has some runs.
-        say: called with what is going on.
+        rounds: number of turns, each with several runs.
+        say: called with progress messages.
 
     Returns:
-        `rows`, each: backend, precision, p50_ms, p95_ms, end_to_end_ms, fps, around_share, throughput, gflops,
+        `rows`, each: backend, precision, p50_ms, p95_ms, end_to_end_ms, fps, overhead_share, throughput, gflops,
         share_of_peak, ap50; and what they were measured on.
 
     Raises:
-        InputError: nothing can run it, or int8 does not keep its budget.
+        InputError: nothing can run it, or int8 loses more AP50 than allowed.
     """
     threads = threads or usable_cpus()
     torch.set_num_threads(threads)
     frames = _frames(dataset)
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    with _contestants(loaded, backends, precisions, calibration, threads, say) as contestants:
+    with _variants(loaded, backends, precisions, calibration, threads, say) as variants:
         for turn in range(rounds + 1):
             say(f"turn {turn} of {rounds}")
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
                 if name == "fp32" or computes_in_bf16():
                     peaks[name].append(matrix_product_gflops(dtype, repeats=1))
-            for contestant in contestants:
-                _take_turn(contestant, frames, threads, counts=turn > 0)
+            for variant in variants:
+                _take_turn(variant, frames, threads, counts=turn > 0)
         if dataset is not None:
-            for contestant in contestants:
-                say(f"AP50 of {contestant.backend} {contestant.precision}")
-                runtime = contestant.predictor.runtime
-                contestant.ap50 = measure_ap50(runtime, loaded, dataset, range(len(dataset)))
+            for variant in variants:
+                say(f"AP50 of {variant.backend} {variant.precision}")
+                runtime = variant.predictor.runtime
+                variant.ap50 = measure_ap50(runtime, loaded, dataset, range(len(dataset)))
         gflop = _gflop(loaded)
         peak = {name: max(values) for name, values in peaks.items() if values}
         return {
-            "rows": [_row(contestant, gflop, peak) for contestant in contestants],
+            "rows": [_row(variant, gflop, peak) for variant in variants],
             "model": loaded.path.name,
             "size_hw": list(loaded.preprocess.size_hw),
             "frame_hw": list(frames[0].shape[:2]),
@@ -132,19 +132,19 @@ def inference_table(
 
 
 @contextmanager
-def _contestants(
+def _variants(
     loaded: Loaded,
     backends: Sequence[str] | None,
     precisions: Sequence[str],
     calibration: tuple[str, str | None] | None,
     threads: int,
     say: Callable[[str], None],
-) -> Iterator[list[Contestant]]:
-    """Opens what takes part; what cannot be opened is told and left out."""
-    found: list[Contestant] = []
+) -> Iterator[list[Variant]]:
+    """Opens all variants; those that cannot be opened are reported and left out."""
+    found: list[Variant] = []
 
     def enter(which: Loaded, backend: str, precision: str) -> None:
-        """Opens one contestant, if it was asked for and can run here."""
+        """Opens one variant, if it was requested and can run here."""
         if precision not in precisions or (backends is not None and backend not in backends):
             return
         if precision == "bf16" and not computes_in_bf16():
@@ -152,14 +152,14 @@ def _contestants(
         say(f"opening {backend} {precision}")
         try:
             runtime = open_runtime(which, backend, threads=threads)
-            contestant = Contestant(backend, precision, Predictor.from_runtime(runtime, which))
+            variant = Variant(backend, precision, Predictor.from_runtime(runtime, which))
             if backend.startswith("openvino") and threads > 1:
                 side_by_side = open_runtime(which, backend, threads=threads, streams=threads)
-                contestant.parallel = Predictor.from_runtime(side_by_side, which)
+                variant.parallel = Predictor.from_runtime(side_by_side, which)
         except (InputError, ImportError) as error:
             say(f"left out: {error}")
             return
-        found.append(contestant)
+        found.append(variant)
 
     own = "int8" if isinstance(loaded, LoadedExport) and loaded.record.precision == "int8" else "fp32"
     for backend in possible_backends(loaded):
@@ -177,14 +177,14 @@ def _contestants(
             except InputError as error:
                 say(f"left out: {error}")
         if not found:
-            raise InputError(f"{loaded.path}: nothing of what was asked for can run it")
+            raise InputError(f"{loaded.path}: none of the requested backends and precisions can run it")
         yield found
 
 
-def _take_turn(contestant: Contestant, frames: Sequence[Image], threads: int, *, counts: bool) -> None:
+def _take_turn(variant: Variant, frames: Sequence[Image], threads: int, *, counts: bool) -> None:
     """A few runs; the first two, and those of the first turn, warm up."""
     time.sleep(PAUSE_SECONDS)
-    predictor = contestant.predictor
+    predictor = variant.predictor
     for number in range(RUNS_PER_TURN + 2):
         image = frames[number % len(frames)]
         begin = time.perf_counter()
@@ -196,21 +196,21 @@ def _take_turn(contestant: Contestant, frames: Sequence[Image], threads: int, *,
         records[0].to_original(found.boxes_xyxy)
         end = time.perf_counter()
         if counts and number >= 2:
-            contestant.network_ms.append(1000 * (ran - fitted))
-            contestant.end_to_end_ms.append(1000 * (end - begin))
-            contestant.around_ms.append(1000 * (end - ran + fitted - begin))
-    if contestant.parallel is not None:
+            variant.network_ms.append(1000 * (ran - fitted))
+            variant.end_to_end_ms.append(1000 * (end - begin))
+            variant.overhead_ms.append(1000 * (end - ran + fitted - begin))
+    if variant.parallel is not None:
         many = [frames[number % len(frames)] for number in range(4 * RUNS_PER_TURN)]
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(contestant.parallel.predict, many[:threads]))
+            list(pool.map(variant.parallel.predict, many[:threads]))
             begin = time.perf_counter()
-            list(pool.map(contestant.parallel.predict, many))
+            list(pool.map(variant.parallel.predict, many))
             if counts:
-                contestant.throughput.append(len(many) / (time.perf_counter() - begin))
+                variant.throughput.append(len(many) / (time.perf_counter() - begin))
 
 
 def _frames(dataset: DetectionDataset | None) -> list[Image]:
-    """Frames in memory: pictures of the data set, or drawn ones of the size of a webcam's."""
+    """Frames in memory: images of the data set, or drawn ones of webcam size."""
     if dataset is not None:
         return [dataset.read(index).image for index in range(min(NUM_FRAMES, len(dataset)))]
     rng = np.random.default_rng(0)
@@ -218,37 +218,37 @@ def _frames(dataset: DetectionDataset | None) -> list[Image]:
 
 
 def _gflop(loaded: Loaded) -> float | None:
-    """Of one picture; None for an exported file, which does not tell."""
+    """GFLOP per image; None for an exported file, which does not record it."""
     if not isinstance(loaded, LoadedDetector):
         return None
     return total_complexity(loaded.network, measure_complexity(loaded.network, loaded.preprocess.size_hw)).bflops
 
 
-def _row(contestant: Contestant, gflop: float | None, peak: dict[str, float]) -> dict[str, Any]:
-    middle, late = np.percentile(contestant.network_ms, [50, 95])
-    end_to_end = float(np.median(contestant.end_to_end_ms))
+def _row(variant: Variant, gflop: float | None, peak: dict[str, float]) -> dict[str, Any]:
+    middle, late = np.percentile(variant.network_ms, [50, 95])
+    end_to_end = float(np.median(variant.end_to_end_ms))
     gflops = gflop / middle * 1000 if gflop is not None else None
-    best = peak["fp32"] if contestant.precision == "fp32" else peak.get("bf16", peak["fp32"])
+    best = peak["fp32"] if variant.precision == "fp32" else peak.get("bf16", peak["fp32"])
     return {
-        "backend": contestant.backend,
-        "precision": contestant.precision,
+        "backend": variant.backend,
+        "precision": variant.precision,
         "p50_ms": float(middle),
         "p95_ms": float(late),
         "end_to_end_ms": end_to_end,
         "fps": 1000 / end_to_end,
-        "around_share": float(np.median(contestant.around_ms) / middle),
-        "throughput": float(np.median(contestant.throughput)) if contestant.throughput else None,
+        "overhead_share": float(np.median(variant.overhead_ms) / middle),
+        "throughput": float(np.median(variant.throughput)) if variant.throughput else None,
         "gflops": gflops,
         "share_of_peak": gflops / best if gflops is not None else None,
-        "ap50": contestant.ap50,
+        "ap50": variant.ap50,
     }
 
 
 def inference_text(table: dict[str, Any]) -> str:
-    """`inference_table` for people."""
+    """`inference_table` as text."""
     height, width = table["size_hw"]
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in table["peak_gflops"].items())
-    cost = f", {table['gflop']:.2f} GFLOP a picture" if table["gflop"] is not None else ""
+    cost = f", {table['gflop']:.2f} GFLOP per image" if table["gflop"] is not None else ""
     lines = [
         f"{table['model']} at {height}x{width}{cost}; {table['cpu']}, {table['threads']} threads; "
         f"matrix products reach {peaks} GFLOP/s",
@@ -263,10 +263,11 @@ def inference_text(table: dict[str, Any]) -> str:
         ap50 = "" if row["ap50"] is None else f"{row['ap50']:.4f}"
         lines.append(
             f"{row['backend']:<14}{row['precision']:<11}{row['p50_ms']:>8.2f}{row['p95_ms']:>8.2f}{gflops:>9}{share:>9}"
-            f"{row['end_to_end_ms']:>16.2f}{row['fps']:>7.0f}{row['around_share']:>8.1%}{at_once:>13}"
+            f"{row['end_to_end_ms']:>16.2f}{row['fps']:>7.0f}{row['overhead_share']:>8.1%}{at_once:>13}"
             f"{ap50:>8}{slowest / row['p50_ms']:>7.2f}"
         )
     notes = [
-        "around: pre- and postprocessing over the network; at once: as many pictures as threads; times: of the slowest"
+        "around: time of pre- and postprocessing / of the network; at once: one image per thread; "
+        "times: speed / the slowest's"
     ]
     return "\n".join([*lines, *notes])

@@ -1,6 +1,6 @@
-"""How fast training is here: the loader stage by stage, the steps beside plain fp32 ones and the machine's peak.
+"""How fast training is on this machine: each loader stage, and steps compared with plain fp32 and the peak.
 
-Legend: B images of a step.
+Legend: B images per step.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from detector.train.memory import keep_freed_memory
 from detector.train.state import fresh_state
 
 _TRAINING_COST = 3
-"""A step computes the forward pass once and its cost twice again for the gradients."""
+"""A step costs one forward pass, and twice that for the gradients."""
 
 
 def loader_table(config: DetectConfig, dataset: DetectionDataset, *, num_images: int) -> dict[str, Any]:
-    """Milliseconds for an image in one loader process, by stage, with an empty cache and with what it then holds.
+    """Milliseconds per image in one loader process, by stage, first with an empty cache and then with a filled one.
 
     Args:
-        config: of the experiment.
+        config: the experiment's config.
         dataset: to read.
-        num_images: to measure over, at least one batch.
+        num_images: number of images to measure over; at least one batch is read.
 
     Returns:
         `cold` (the first images) and `warm` (the next ones), each: read, decode, augment, mosaic, collate, total (ms),
@@ -77,15 +77,15 @@ def _time_loader(samples: TrainingSamples, steps: range, batch_size: int) -> dic
 
 
 def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
-    """Images per second of the config's training steps and of plain fp32 ones, taken in turns.
+    """Images per second of the config's training steps and of plain fp32 ones, measured in turns.
 
-    Plain: the same network in fp32 with PyTorch's defaults of memory format and memory allocation, without averaging
-    and checks (it does have the quicker gradients of Maxout and concatenation). Each side is a process of its own,
-    since the allocation is the process's; batches are random and ready in memory.
+    Plain: the same network in fp32 with PyTorch's default memory format and memory allocation, without averaging and
+    checks (it does have the faster gradients of Maxout and concatenation). Each side is its own process, since memory
+    allocation is set per process. Batches are random and ready in memory.
 
     Args:
-        config: of the experiment; batch size, network size and precision are its own.
-        rounds: of one step each for either side, after two for warming up.
+        config: the experiment's config, which sets batch size, network size and precision.
+        rounds: number of rounds, with one step for each side; two warm-up rounds come first.
 
     Returns:
         rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
@@ -136,7 +136,9 @@ def _steps_in_a_process(config: DetectConfig, *, plain: bool) -> Iterator[Callab
             ours.send("step")
             answer = ours.recv()
         except (EOFError, OSError) as error:
-            raise InputError("benchmark: the process that trains has ended; probably it ran out of memory") from error
+            raise InputError(
+                "benchmark: the training process ended, probably out of memory; raise train.subdivisions"
+            ) from error
         if isinstance(answer, str):
             raise InputError(f"benchmark: {answer}")
         return float(answer)
@@ -188,7 +190,7 @@ def _our_step(config: DetectConfig) -> Callable[[], None]:
 
 
 def _plain_step(config: DetectConfig) -> Callable[[], None]:
-    """What one writes first: float32, PyTorch's defaults, zero_grad, forward, loss, backward, step."""
+    """The simplest version: float32, PyTorch's defaults, zero_grad, forward, loss, backward, step."""
     state = fresh_state(config, torch.device("cpu"))
     network = state.network.to(memory_format=torch.contiguous_format)
     loss, batch = build_loss(config, network), random_batch(config)
@@ -230,7 +232,7 @@ def _forward_gflop(config: DetectConfig) -> float:
 
 
 def loader_text(table: dict[str, Any], num_workers: int) -> str:
-    """`loader_table` for people."""
+    """`loader_table` as text."""
     stages = ("read", "decode", "augment", "mosaic", "collate", "total")
     lines = [f"{'ms per image':<14}" + "".join(f"{stage:>9}" for stage in stages) + f"{'images/s per worker':>22}"]
     for name, row in table.items():
@@ -240,7 +242,7 @@ def loader_text(table: dict[str, Any], num_workers: int) -> str:
 
 
 def training_text(table: dict[str, Any]) -> str:
-    """`training_table` for people."""
+    """`training_table` as text."""
     height, width = table["size_hw"]
     lines = [
         f"batch {table['batch_size']}, {height}x{width}, {table['threads']} threads, "
@@ -252,4 +254,4 @@ def training_text(table: dict[str, Any]) -> str:
         lines.append(
             f"{title:<12}{row['images_per_second']:>10.2f}{row['gflops']:>10.0f}{100 * row['share_of_peak']:>9.1f}%"
         )
-    return "\n".join([*lines, f"{table['speedup']:.2f} times plain fp32 (median of steps taken in turns)"])
+    return "\n".join([*lines, f"{table['speedup']:.2f} times as fast as plain fp32 (median of steps taken in turns)"])

@@ -1,4 +1,4 @@
-"""What a user may set, and the reader of YAML files."""
+"""The fields that a user may set, and the reader of YAML files."""
 
 from detector.config.classification import ClassifierConfig, ClassifyConfig, CropConfig
 from detector.config.detection import (

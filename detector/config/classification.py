@@ -24,11 +24,11 @@ from detector.config.shared import (
 
 @dataclass(frozen=True)
 class ClassifierConfig(Section):
-    """An image classifier: a backbone, the mean over all places, a linear layer.
+    """An image classifier: a backbone, global average pooling, a linear layer.
 
     Attributes:
         backbone: its name and its options.
-        num_classes: as many as the data set has.
+        num_classes: number of classes in the data set.
         activation: of every convolution but the last.
     """
 
@@ -49,7 +49,7 @@ class FolderDataConfig(Section):
     """One folder of images for each class: <root>/<split>/<class>/*.jpg (torchvision's ImageFolder).
 
     Attributes:
-        root: of the data set; relative to the working folder.
+        root: the data set's folder, relative to the working folder.
         train: split to train on.
         val: split to evaluate on.
         timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait forever.
@@ -68,14 +68,14 @@ class CropConfig(Section):
     Attributes:
         min_crop: the shorter side becomes min_crop to max_crop pixels; a square of the network's size is cut out.
         max_crop: see min_crop.
-        angle: rotated by up to so many degrees.
+        angle: largest rotation in degrees.
         aspect: largest factor between the sides' scales, or its inverse.
         hue: largest hue shift, as a share of the colour circle.
         saturation: largest factor, its inverse the smallest.
         exposure: largest factor of the brightness, its inverse the smallest.
         horizontal_flip: probability.
-        cutmix: probability that a rectangle of another image covers a part of one, and of its label.
-        mosaic: probability that four images make up one, and its label.
+        cutmix: probability that a rectangle of another image replaces a part of the image and of its label.
+        mosaic: probability that four images and their labels are combined into one.
     """
 
     min_crop: Count = 128
@@ -93,7 +93,7 @@ class CropConfig(Section):
         if self.max_crop < self.min_crop:
             raise ValueError(f"max_crop: expected at least min_crop {self.min_crop}, got {self.max_crop}")
         if self.cutmix + self.mosaic > 1:
-            raise ValueError(f"mosaic: with cutmix {self.cutmix} at most {1 - self.cutmix:g}, got {self.mosaic}")
+            raise ValueError(f"mosaic: expected at most 1 - cutmix = {1 - self.cutmix:g}, got {self.mosaic}")
 
 
 @dataclass(frozen=True)
@@ -126,5 +126,5 @@ class ClassifyConfig(Section):
 
     @property
     def preprocess(self) -> PreprocessConfig:
-        """As weights files store it."""
+        """The preprocessing, as weights files store it."""
         return PreprocessConfig((self.input.size, self.input.size))

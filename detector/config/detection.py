@@ -27,7 +27,7 @@ from detector.config.shared import (
 
 @dataclass(frozen=True)
 class AttentiveNeckConfig(Section):
-    """The necks that can attend. Attributes: attention: none | sam (spatial attention)."""
+    """The necks with optional attention. Attributes: attention: none | sam (spatial attention)."""
 
     name: Literal["efm", "cem"]
     attention: Literal["none", "sam"] = "none"
@@ -48,7 +48,7 @@ NeckConfig = Annotated[
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """A detector; channel numbers follow from what the parts announce.
+    """A detector; its channel counts follow from its parts.
 
     Attributes:
         backbone: its name and its options.
@@ -78,7 +78,7 @@ class DarknetModelConfig(Section):
     """A network that a Darknet cfg describes.
 
     Attributes:
-        darknet_cfg: the text of the cfg; anchors and scales stand in its [yolo] sections.
+        darknet_cfg: the text of the cfg; anchors and scales are in its [yolo] sections.
         class_names: in the order of the class indices.
     """
 
@@ -103,7 +103,7 @@ DetectorModelConfig = Annotated[
 
 @dataclass(frozen=True)
 class SyntheticConfig(Section):
-    """The embedded data set, drawn into `data.root` before training when it is not there yet.
+    """The synthetic data set, drawn into `data.root` before training if it does not exist yet.
 
     Attributes:
         num_train: images in the split `train`.
@@ -127,7 +127,7 @@ class DataConfig(Section):
         bad_labels: clip = fix what can be fixed and drop the rest; drop = drop every bad object; fail = stop.
         cache_mb: decoded images that each loader process keeps; changes only the speed.
         timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait forever.
-        synthetic: draw the embedded data set into root; null = the data set is there.
+        synthetic: draw the synthetic data set into root; null = the data set exists already.
     """
 
     root: str
@@ -163,10 +163,10 @@ class AugmentConfig(Section):
         exposure: largest factor of the brightness, its inverse the smallest.
         horizontal_flip: probability.
         vertical_flip: probability.
-        rotate90: probability of a turn by 90, 180 or 270 degrees.
+        rotate90: probability of a rotation by 90, 180 or 270 degrees.
         blur: probability of a slight Gaussian blur.
         noise: probability of slight Gaussian noise.
-        mosaic: probability that four images make up one.
+        mosaic: probability that four images are combined into one.
         multi_scale: random network sizes; null = always preprocess.size_hw.
     """
 
@@ -192,7 +192,7 @@ class LossConfig(Section):
         box_weight: iou_normalizer.
         objectness_weight: obj_normalizer.
         class_weight: cls_normalizer.
-        ignore_threshold: background predictions that overlap an object more than this are not punished (ignore_thresh).
+        ignore_threshold: background predictions with a larger IoU with an object are not penalised (ignore_thresh).
         match_threshold: besides the best anchor, every anchor with a size IoU above this matches too; 1 = best only
             (iou_thresh).
         label_smoothing: class targets e/2 and 1-e/2 (label_smooth_eps).
@@ -214,7 +214,7 @@ class EvaluateConfig(Section):
     Attributes:
         every: steps between two evaluations; 0 = only after the last step.
         score_threshold: detections at or below it are not counted (COCO practice: 0.001 or more).
-        nms_threshold: of two boxes of one class with a larger IoU only the better one stays.
+        nms_threshold: of two boxes of one class with a larger IoU, only the better one is kept.
         metric: decides which checkpoint is the best one.
     """
 

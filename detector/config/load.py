@@ -1,8 +1,8 @@
 """YAML files and `a.b=value` overrides -> configs: the only reader of YAML.
 
 A file states what differs from the defaults, or from the file that it names as `base:`. A later value replaces an
-earlier one; sections are merged key by key. A choice (a section with a `name`) with another name replaces the whole
-section, since the options of the old choice mean nothing to the new one.
+earlier one; sections are merged key by key. A section with a `name` that gets another name is replaced as a whole,
+since the old options do not apply to the new choice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ StoredModel = ModelConfig | DarknetModelConfig | ClassifierConfig
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses a key that stands twice."""
+    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -68,7 +68,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DetectConfig
     """
     config = load_run_config(path, overrides)
     if isinstance(config, ClassifyConfig):
-        raise InputError(f"{path}: is for a classifier (task: classify); a detector's config is needed here")
+        raise InputError(f"{path}: is for a classifier (task: classify); expected a detector's config")
     return config
 
 
@@ -78,7 +78,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a tree that came from `path`, with overrides and the default run_dir. Raises: InputError."""
+    """The config of a tree read from `path`, with overrides and the default run_dir. Raises: InputError."""
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     if tree.get("run_dir") is None:
@@ -87,7 +87,7 @@ def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()
 
 
 def parse_config_text(text: str, where: str) -> RunConfig:
-    """A config that `to_yaml` made text of and that a weights file `where` stores. Raises: InputError."""
+    """Parses a config that `to_yaml` wrote and that the weights file `where` stores. Raises: InputError."""
     return _validate_run(_parse_yaml(text, where), where)
 
 
@@ -97,19 +97,19 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def parse_model_config(tree: dict[str, Any], where: str) -> StoredModel:
-    """A model section that a weights file `where` stores. Raises: InputError."""
+    """Parses a model section that the weights file `where` stores. Raises: InputError."""
     if "num_classes" in tree:
         return _validate(_CLASSIFIER_MODEL, tree, where)
     return _validate(_DETECTOR_MODEL, tree, where)
 
 
 def parse_preprocess_config(tree: dict[str, Any], where: str) -> PreprocessConfig:
-    """A preprocess section that a weights file `where` stores. Raises: InputError."""
+    """Parses a preprocess section that the weights file `where` stores. Raises: InputError."""
     return _validate(_PREPROCESS, tree, where)
 
 
 def read_yaml(path: Path) -> Any:
-    """Any other YAML file (a data set's data.yaml). Raises: InputError."""
+    """Reads any other YAML file (a data set's data.yaml). Raises: InputError."""
     return _parse_yaml(read_text(path), str(path))
 
 
@@ -117,7 +117,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]
     """The tree of a file, merged into that of its base."""
     shown = " -> ".join(map(str, (*chain, path)))
     if path.resolve() in [one.resolve() for one in chain]:
-        raise InputError(f"{shown}: the base files form a circle; remove one `base:`")
+        raise InputError(f"{shown}: the base files form a cycle; remove one `base:`")
     if not path.is_file():
         hint = "check its `base:`" if chain else "the configs that come with the project are in configs/"
         raise InputError(f"{shown}: no such config; {hint}")
@@ -133,7 +133,7 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`old` with the values of `new`; see the head of this file for the rule."""
+    """`old` with the values of `new`; the module docstring states the rule."""
     merged = dict(old)
     for key, value in new.items():
         before = old.get(key)

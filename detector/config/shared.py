@@ -29,7 +29,7 @@ def by_name(**kinds: str) -> Callable[[Any], str | None]:
     """A discriminator that chooses a section's dataclass from its `name`.
 
     Args:
-        kinds: the tag of each name that has options of its own; other names have the tag `kind:plain`.
+        kinds: the tag of each name that has its own options; other names have the tag `kind:plain`.
     """
 
     def kind(tree: Any) -> str | None:
@@ -91,8 +91,8 @@ class PreprocessConfig(Section):
 
     Attributes:
         size_hw: height and width of the network's input in pixels, multiples of 32.
-        letterbox: keep the aspect and fill with grey; otherwise stretch, as AlexeyAB's Darknet does by default.
-        align_corners: resize as Darknet's `resize_image`: corner pixels on corner pixels (for models from Darknet).
+        letterbox: keep the aspect ratio and pad with grey; otherwise stretch, as AlexeyAB's Darknet does by default.
+        align_corners: resize as Darknet's `resize_image`: corner pixels map to corner pixels (for Darknet models).
     """
 
     size_hw: tuple[NetworkSize, NetworkSize] = (416, 416)
@@ -134,17 +134,17 @@ class TrainConfig(Section):
     """The schedule.
 
     Attributes:
-        seed: of the initial weights, the order of the images and the augmentation.
+        seed: seed of the initial weights, the order of the images and the augmentation.
         max_steps: optimiser steps ("iterations").
-        batch_size: images of a step.
-        subdivisions: parts that a batch is computed in, to save memory.
-        learning_rate: after burn-in.
+        batch_size: images per step.
+        subdivisions: parts that a batch is split into, to save memory.
+        learning_rate: rate after burn-in.
         burn_in: steps in which the rate grows as (step / burn_in)^4.
         policy: how the rate changes after burn-in: steps, cosine or poly.
-        momentum: of SGD.
+        momentum: momentum of SGD.
         nesterov: Nesterov momentum.
-        weight_decay: on convolution weights only.
-        ema_decay: of the averaged weights that are evaluated and released; 0 = no averaging.
+        weight_decay: applies to convolution weights only.
+        ema_decay: decay of the averaged weights that are evaluated and released; 0 = no averaging.
         precision: fp32 | bf16 | auto (bf16 where the processor computes it natively).
         num_workers: processes that read and augment; changes only the speed.
         sync_batchnorm: with several processes, normalise with the statistics of all their images.

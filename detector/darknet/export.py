@@ -37,7 +37,7 @@ _ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.Identity: "linear",
 }
 
-WRITTEN = (CSPPeleeNet, CSPDarknet53, Darknet53, CSPResNet, CSPReference)
+EXPORTABLE_BACKBONES = (CSPPeleeNet, CSPDarknet53, Darknet53, CSPResNet, CSPReference)
 """The backbones that can be written as a cfg."""
 
 
@@ -53,7 +53,7 @@ class CfgWriter:
         self.sections.append((name, options or {}))
         return len(self.sections) - 1
 
-    def go_to(self, layer: int) -> int:
+    def route_to(self, layer: int) -> int:
         """Makes `layer` the one that the next section reads."""
         here = len(self.sections) - 1
         return layer if layer == here else self.section("route", {"layers": layer})
@@ -97,7 +97,7 @@ class CfgWriter:
         if isinstance(module, BottleneckBlock):
             self.module(module.body, layer)
             return self.section("shortcut", {"from": layer, "activation": _ACTIVATION_NAMES[type(module.activation)]})
-        self.go_to(layer)
+        self.route_to(layer)
         if isinstance(module, ConvBN):
             return self.conv(module.conv, module.norm, _ACTIVATION_NAMES[type(module.activation)])
         if isinstance(module, nn.MaxPool2d):
@@ -141,7 +141,7 @@ def export_detector(network: Detector, model: ModelConfig, preprocess: Preproces
     fused = _neck(writer, network.neck, _backbone(writer, network.backbone))
     per_scale = len(model.anchors) // len(network.strides)
     for scale, (layer, conv) in enumerate(zip(fused, network.head.output, strict=True)):  # type: ignore[arg-type]
-        writer.go_to(layer)
+        writer.route_to(layer)
         writer.conv(conv, nn.Identity(), "linear")
         writer.section(
             "yolo",
@@ -189,7 +189,7 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
             layer = writer.module(transition, fused)
             maps.append(fused)
         return [*maps[:3], layer]
-    if isinstance(backbone, WRITTEN):
+    if isinstance(backbone, EXPORTABLE_BACKBONES):
         layer, maps = writer.module(backbone.stem, -1), []
         for stage in backbone.stages:
             layer = writer.module(stage, layer)
@@ -223,7 +223,7 @@ def _partial_residual(writer: CfgWriter, neck: PartialResidualNeck, maps: list[i
     activation = _ACTIVATION_NAMES[type(neck.activation)]
 
     def add(layer: int, other: int) -> int:
-        writer.go_to(layer)
+        writer.route_to(layer)
         return writer.section("shortcut", {"from": other, "activation": activation})
 
     entered = writer.module(neck.enter, maps[-1])

@@ -252,10 +252,10 @@ class DatasetBuilder:
         height, width = self._sizes[-1]
         clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            return self.report(where, "outside", _in_picture(box_xyxy, height, width), "object dropped")
+            return self.report(where, "outside", _box_in_image(box_xyxy, height, width), "object dropped")
         if clipped != box_xyxy and max(map(abs, map(sub, box_xyxy, clipped))) > BORDER_TOLERANCE:
             action = "clipped" if self.policy == "clip" else "object dropped"
-            self.report(where, "partly_outside", _in_picture(box_xyxy, height, width), action)
+            self.report(where, "partly_outside", _box_in_image(box_xyxy, height, width), action)
             if self.policy != "clip":
                 return None
         key = (label, *clipped)
@@ -297,7 +297,7 @@ class DatasetBuilder:
         )
 
 
-def _in_picture(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> str:
+def _box_in_image(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> str:
     return f"{[round(value, 2) for value in box_xyxy]} in {width}x{height}"
 
 

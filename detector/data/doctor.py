@@ -77,7 +77,7 @@ def examine(
     images_dir: str | Path | None = None,
     size_hw: tuple[int, int] = (416, 416),
     anchors: Sequence[tuple[float, float]] = COCO_ANCHORS,
-    read_pictures: bool = True,
+    read_images: bool = True,
 ) -> DoctorReport:
     """Examines all splits of a data set.
 
@@ -86,7 +86,7 @@ def examine(
         images_dir: folder with the images of a COCO file.
         size_hw: network size that the anchors are fitted for.
         anchors: (width, height) in pixels at that size.
-        read_pictures: decode every image and compare contents across splits; this is the slow part.
+        read_images: decode every image and compare contents across splits; this is the slow part.
 
     Raises:
         InputError: no split can be opened.
@@ -101,7 +101,7 @@ def examine(
             failures.append(Problem(name, "unreadable_split", str(error), "split skipped"))
             continue
         found = _examine_split(name, dataset, size_hw, anchors)
-        if read_pictures:
+        if read_images:
             contents[name] = _read_all(dataset, found.problems)
         report.splits.append(found)
     if not report.splits:

@@ -27,7 +27,7 @@ from detector.structures import Sample
 _LOG = logging.getLogger(__name__)
 
 
-class PictureCache:
+class ImageCache:
     """The samples used last, up to `max_bytes` of pixels; it affects only the speed."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -62,7 +62,7 @@ class TrainingSamples(TorchDataset[Sample]):
         self.dataset = dataset
         self.config = config
         self.common = CommonAugmentations(config.augment)
-        self.cache = PictureCache(config.data.cache_mb * 2**20)
+        self.cache = ImageCache(config.data.cache_mb * 2**20)
         self.stage_seconds = dict.fromkeys(("read", "decode", "augment", "mosaic"), 0.0)
         self.notes = notes or ReadingNotes(dataset.paths, num_workers=0)
 
@@ -136,7 +136,7 @@ class TrainingSamples(TorchDataset[Sample]):
         self.stage_seconds[stage] += perf_counter() - started
 
 
-def decode_reduction(picture_hw: tuple[int, int], needed_hw: tuple[float, float]) -> int:
+def decode_reduction(image_hw: tuple[int, int], needed_hw: tuple[float, float]) -> int:
     """The largest reduction (1, 2, 4 or 8) at which a decoded image still has the pixels that are needed."""
-    room = min(picture_hw[0] / needed_hw[0], picture_hw[1] / needed_hw[1])
+    room = min(image_hw[0] / needed_hw[0], image_hw[1] / needed_hw[1])
     return int(2 ** min(max(math.floor(math.log2(room)), 0), 3))

@@ -36,7 +36,7 @@ def load_yolo(path: Path, split: str, *, class_names: tuple[str, ...] | None, po
         raise InputError(f"{path}: no split {split!r}; expected one of {', '.join(splits) or 'none'}")
     builder = DatasetBuilder(f"{path} ({split})", class_names or file_names, policy)
     seen: set[Path] = set()
-    for image_path in _list_pictures(source, path):
+    for image_path in _list_split_images(source, path):
         if image_path in seen:
             builder.report(str(image_path), "duplicate_image", "appears twice in the list", "image dropped")
             continue
@@ -92,7 +92,7 @@ def _beside(path: Path, target: str) -> Path:
     return Path(target) if Path(target).exists() else path.parent / target
 
 
-def _list_pictures(sources: list[Path], index: Path) -> list[Path]:
+def _list_split_images(sources: list[Path], index: Path) -> list[Path]:
     images: list[Path] = []
     for source in sources:
         if source.is_dir():

@@ -1,1 +1,1 @@
-"""Metrics: a predictor over a data set."""
+"""Metrics of a predictor on a data set."""

@@ -1,4 +1,4 @@
-"""Runs a classifier over a folder of images for each class, and measures how often it is right.
+"""Runs a classifier on class folders of images, and measures how often it is right.
 
 Legend: B images, K classes.
 """
@@ -30,13 +30,13 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """What a classifier says of one image.
+    """A classifier's answer for one image.
 
     Attributes:
-        index: of the image.
+        index: the image's index.
         label: the class with the largest logit.
-        probability: of that class.
-        rank: how many classes come before the true one.
+        probability: the probability of that class.
+        rank: number of classes ranked above the true one.
         loss: minus the logarithm of the true class's probability.
     """
 
@@ -60,10 +60,10 @@ def classify_all(
 
     Args:
         network: in eval mode.
-        dataset: to read from.
-        indices: of the images.
+        dataset: the images.
+        indices: which of them to classify.
         config: input size and precision.
-        device: of the network.
+        device: the network's device.
         progress: show a bar on stderr.
 
     Raises:
@@ -89,7 +89,7 @@ def classify_all(
 def _answers(indices: Sequence[int], logits: Floats, truth: Ints) -> list[Answer]:
     """Logits (B, K) and true labels (B,) -> one answer for each image."""
     shifted = logits - logits.max(axis=1, keepdims=True)
-    logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # of the probabilities, (B, K)
+    logarithms = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # log probabilities, (B, K)
     labels = logarithms.argmax(axis=1)
     rows = np.arange(len(truth))
     columns = (
@@ -113,13 +113,13 @@ def evaluate_checkpoint(
     """Top-1 and top-5 of a trained classifier, and the number of images.
 
     Args:
-        checkpoint: with a classifier.
-        root: of the data set; None = the one that it was trained on.
-        split: None = the one that it was evaluated on while training.
+        checkpoint: holds a classifier.
+        root: the data set's folder; None = the one it was trained on.
+        split: None = the one it was evaluated on during training.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: the data are not there, or have other classes.
+        InputError: the data are missing, or have different classes.
     """
     assert isinstance(checkpoint.model, ClassifierConfig)
     config = parse_config_text(checkpoint.info["config"], "the weights file")
@@ -135,7 +135,7 @@ def evaluate_checkpoint(
 
 
 def require_classes(dataset: ClassifiedImages, class_names: Sequence[str], where: str) -> None:
-    """Raises: InputError unless the class folders are those of `where`."""
+    """Raises: InputError: the class folders are not the `class_names` of `where`."""
     different = set(dataset.class_names) ^ set(class_names)
     if different:
         raise InputError(

@@ -1,4 +1,4 @@
-"""COCO's metrics by pycocotools itself: what it says is what is reported."""
+"""COCO's metrics, computed by pycocotools itself and reported unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CocoEvaluator:
     Args:
         ground_truth: COCO dictionary with images, annotations, categories (not changed).
         category_ids: the category of each label.
-        class_names: of each label.
+        class_names: the name of each label.
     """
 
     def __init__(self, ground_truth: dict[str, Any], category_ids: list[int], class_names: tuple[str, ...]) -> None:
@@ -72,7 +72,7 @@ class CocoEvaluator:
         return np.asarray(evaluation.params.recThrs), np.asarray(evaluation.eval["precision"][0, :, :, 0, -1])
 
     def results(self) -> list[dict[str, Any]]:
-        """What was collected, in COCO's results format."""
+        """The collected detections, in COCO's results format."""
         return self._results
 
     def _evaluate(self) -> COCOeval:
@@ -109,5 +109,5 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _fraction(value: float) -> float | None:
-    """Pycocotools says -1 where nothing can be measured."""
+    """Replaces pycocotools's -1, for nothing to measure, with None."""
     return None if value < 0 else float(value)

@@ -1,4 +1,4 @@
-"""Which classes are mixed up, and which images have the most mistakes, at a working threshold.
+"""Which classes are confused, and which images have the most mistakes, at a given score threshold.
 
 Legend: n objects, m detections, C classes; index C stands for background.
 """
@@ -17,12 +17,12 @@ from detector.data.dataset import DetectionDataset
 from detector.structures import Detections, Floats
 
 SHOWN_SCORE = 0.25
-"""What is counted and drawn in reports scores more."""
+"""Reports count and draw only detections above this score."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Pairs of (object, detection) indices, and what is left of both."""
+    """Indices of (object, detection) pairs, of missed objects, and of extra detections."""
 
     pairs: list[tuple[int, int]]
     missed: list[int]
@@ -30,7 +30,7 @@ class Matching:
 
 
 def match_detections(boxes_xyxy: Floats, detections: Detections, *, iou_threshold: float = 0.5) -> Matching:
-    """Pairs objects with detections, whatever their classes: best score first, each takes the free object it fits best.
+    """Pairs objects and detections of any class: best score first, each takes the free object with the largest IoU.
 
     Args:
         boxes_xyxy: (n, 4) objects.
@@ -51,11 +51,11 @@ def match_detections(boxes_xyxy: Floats, detections: Detections, *, iou_threshol
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What an evaluation got wrong at a working threshold.
+    """The mistakes of an evaluation at a given score threshold.
 
     Attributes:
         confusion: (C + 1, C + 1) int64 counts; row: truth, column: detection; the last of each is background.
-        worst: number of mistakes and index of each image with any, the most mistakes first.
+        worst: (number of mistakes, index) of each image with mistakes, the most mistakes first.
     """
 
     confusion: NDArray[np.int64]
@@ -65,7 +65,7 @@ class Mistakes:
 def count_mistakes(
     dataset: DetectionDataset, results: Sequence[tuple[int, Detections]], *, score: float = SHOWN_SCORE
 ) -> Mistakes:
-    """Counts objects missed, detections without an object, and classes mixed up.
+    """Counts missed objects, detections without an object, and confused classes.
 
     Args:
         dataset: with the objects.

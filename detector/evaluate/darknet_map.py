@@ -1,8 +1,8 @@
-"""Darknet's own metric (`detector map`, `validate_detector_map`), so that numbers compare with its world.
+"""Darknet's own metric (`detector map`, `validate_detector_map`), to compare with published Darknet figures.
 
 How it differs from COCO's AP50: precision is integrated over all points (or 11, or 101) of the curve; every class
-counts, also those without objects; each detection looks at its best object only, taken or not; crowd regions do not
-exist; all detections above 0.005 count, not the best 100.
+counts, also those without objects; each detection is compared with its best object only, even if that is
+taken; there are no crowd regions; all detections above 0.005 count, not the best 100.
 
 Legend: n objects, m detections of an image, C classes.
 """
@@ -34,8 +34,8 @@ class DarknetEvaluator:
 
     Args:
         num_classes: C.
-        iou_threshold: of a hit (`-iou_thresh`).
-        confidence: for TP, FP, FN and the average IoU (`-thresh`).
+        iou_threshold: a hit has a larger IoU (`-iou_thresh`).
+        confidence: score threshold for TP, FP, FN and the average IoU (`-thresh`).
     """
 
     def __init__(self, num_classes: int, *, iou_threshold: float = 0.5, confidence: float = 0.25) -> None:
@@ -48,14 +48,14 @@ class DarknetEvaluator:
         self._iou_sum = 0.0
 
     def update(self, boxes_xyxy: Floats, labels: Ints, detections: Detections) -> None:
-        """Adds an image; crowd regions left out by the caller."""
+        """Adds an image; the caller leaves out crowd regions."""
         detections = detections.above(MIN_SCORE)
         first = int(self._objects.sum())
         self._objects += np.bincount(labels, minlength=self.num_classes)
         iou = pairwise_iou(torch.from_numpy(detections.boxes_xyxy), torch.from_numpy(boxes_xyxy)).numpy()  # (m, n)
         seen: set[int] = set()
-        # Darknet does not go through them best first: an object that a weak box took before is no true positive for a
-        # better box that comes later.
+        # Darknet does not go through them best first: if a weak box takes an object first, a better box that comes
+        # later is not a true positive.
         ranks = np.arange(len(detections)) if detections.darknet_ranks is None else detections.darknet_ranks
         for row in np.lexsort((detections.labels, ranks)).tolist():
             score, label = float(detections.scores[row]), int(detections.labels[row])

@@ -19,14 +19,14 @@ from detector.structures import Detections
 BATCH_SIZE = 8
 COCO_DETECTIONS = 100
 MAX_DETECTIONS = 1000
-"""A predictor's limit for an evaluation: Darknet's metric takes them all, COCO's the best hundred."""
+"""Limit per image in an evaluation: Darknet's metric uses all detections, COCO's the best 100."""
 Result = tuple[int, Detections]
 """The index of an image of a data set, and what was found in it, in its pixels."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both metrics of one pass over the data, and what they were computed from, in the order of the images."""
+    """Both metrics of one pass over the data, and the results behind them, in the order of the images."""
 
     coco: CocoEvaluator
     darknet: DarknetEvaluator
@@ -51,7 +51,7 @@ def evaluate(predictor: Predictor, dataset: DetectionDataset, *, progress: bool 
     """Predicts every image of a data set and measures what was found.
 
     Args:
-        predictor: with the thresholds of the evaluation; its class names are the data set's.
+        predictor: has the evaluation's thresholds and the data set's class names.
         dataset: images and objects.
         progress: show a bar on stderr.
 
@@ -67,7 +67,7 @@ def evaluate(predictor: Predictor, dataset: DetectionDataset, *, progress: bool 
 def detect_all(
     predictor: Predictor, dataset: DetectionDataset, indices: Sequence[int], *, progress: bool = False
 ) -> list[Result]:
-    """What is found in these images of a data set. Raises: InputError: an image cannot be read."""
+    """Runs the predictor on these images of a data set. Raises: InputError: an image cannot be read."""
     results: list[Result] = []
     for first in tqdm(range(0, len(indices), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
         part = indices[first : first + BATCH_SIZE]
@@ -77,10 +77,10 @@ def detect_all(
 
 
 def score(dataset: DetectionDataset, results: Sequence[Result], *, only: Sequence[int] | None = None) -> Evaluation:
-    """The evaluation of what was found; the order of the results does not matter.
+    """Evaluates results; their order does not matter.
 
     Args:
-        dataset: with the objects.
+        dataset: holds the true objects.
         results: what was found in each image.
         only: images to measure on; None = all.
     """

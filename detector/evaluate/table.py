@@ -1,4 +1,4 @@
-"""Metrics as text for people."""
+"""Metrics as a readable table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Overall figures in one row, then a row for each class; "-" where nothing can be measured.
 
-    Of a classifier's metrics: the shares of pictures whose class is the first, and among the first five.
+    For a classifier: the shares of images whose true class is ranked first, and among the first five.
     """
     if "top1" in metrics:
         return f"top-1 {_cell(metrics['top1'])}, top-5 {_cell(metrics['top5'])}"

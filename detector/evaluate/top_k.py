@@ -1,4 +1,4 @@
-"""How often the right class is the first, or among the first five."""
+"""How often the right class is ranked first, or among the first five."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ranks_of_truth(logits: Floats, labels: Ints) -> Ints:
 
 
 def top_k(ranks: Sequence[int]) -> dict[str, float | None]:
-    """Shares of images whose truth is the first, and among the first five; None without images."""
+    """Shares of images whose true class is ranked first, and among the first five; None without images."""
     if not len(ranks):
         return {"top1": None, "top5": None}
     values = np.asarray(ranks)

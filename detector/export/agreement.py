@@ -132,12 +132,12 @@ def compare(reference: Runtime, candidate: Runtime, images: Pixels, decoder: Dec
     maps = max(relative_difference(first, second) for first, second in zip(expected, given, strict=True))
     if not np.isfinite(maps):
         return _disagreement(len(images))
-    found = postprocess(expected, decoder, widened(SUPPRESSION))
+    found = postprocess(expected, decoder, widen_thresholds(SUPPRESSION))
     exported = postprocess(given, decoder, SUPPRESSION)
     return replace(compare_detections(list(zip(found, exported, strict=True)), SUPPRESSION, allowed), maps=maps)
 
 
-def widened(suppression: Thresholds) -> Thresholds:
+def widen_thresholds(suppression: Thresholds) -> Thresholds:
     """Limits that also let through boxes that tie with the last box within the given limits."""
     return replace(
         suppression,
@@ -155,7 +155,7 @@ def compare_detections(
     export, unless its score only just passes the export's limits.
 
     Args:
-        pairs: for each image, detections of the network with the `widened` limits, and of the export with the limits.
+        pairs: for each image, what the network found with widened limits, and the export with the limits.
         suppression: the limits.
         allowed: the declared tolerances.
     """

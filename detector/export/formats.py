@@ -88,7 +88,7 @@ def _write_onnx(graph: onnx.ModelProto, record: ExportRecord, data: GateData, ou
     elif record.precision == "int8":
         from detector.export.quantize import quantize
 
-        graph, notes = quantize(graph, *_budget(record, data))
+        graph, notes = quantize(graph, *_quantize_arguments(record, data))
     set_record(graph, record.to_json())
     onnx.save(graph, str(out))
     return notes
@@ -104,13 +104,13 @@ def _write_openvino(graph: onnx.ModelProto, record: ExportRecord, data: GateData
     if record.precision == "int8":
         from detector.export.quantize import quantize
 
-        model, notes = quantize(model, *_budget(record, data))
+        model, notes = quantize(model, *_quantize_arguments(record, data))
     model.set_rt_info(record.to_json(), [METADATA_KEY, "record"])
     openvino.save_model(model, str(out), compress_to_fp16=record.precision == "fp16")
     return notes
 
 
-def _budget(record: ExportRecord, data: GateData) -> tuple[Pixels, int, MeasureAP50, float]:
+def _quantize_arguments(record: ExportRecord, data: GateData) -> tuple[Pixels, int, MeasureAP50, float]:
     if data.measure is None:
         raise InputError("--precision int8: needs --data PATH, labelled images to measure AP50 on")
     return data.images, data.num_images, data.measure, record.gate["tolerances"]["ap50"]

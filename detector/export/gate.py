@@ -17,7 +17,7 @@ import numpy as np
 from detector import __version__
 from detector.checkpoint import write_atomically
 from detector.errors import InputError
-from detector.export.agreement import TOLERANCES, Agreement, Tolerances, compare, compare_detections, widened
+from detector.export.agreement import TOLERANCES, Agreement, Tolerances, compare, compare_detections, widen_thresholds
 from detector.export.formats import write_format
 from detector.export.gate_data import GateData
 from detector.export.layer_diff import first_difference, run_export_layers, run_layers
@@ -154,7 +154,7 @@ def _compare_boxes(
     """For graphs that end in boxes, with the graph's own thresholds."""
     assert record.suppression is not None
     found = []
-    for runtime, limits in ((reference, widened(record.suppression)), (candidate, record.suppression)):
+    for runtime, limits in ((reference, widen_thresholds(record.suppression)), (candidate, record.suppression)):
         predictor = Predictor.from_runtime(runtime, record, limits)
         found.append([predictor.predict(image) for image in images])
     return compare_detections(list(zip(*found, strict=True)), record.suppression, allowed)

@@ -18,7 +18,7 @@ from detector.darknet import load_darknet
 from detector.darknet.export import convolution_paths
 from detector.models.detector import Detector
 from detector.models.layers import fold_batchnorm
-from detector.runtime.onnx_graph import ends_of_modules
+from detector.runtime.onnx_graph import last_nodes_of_modules
 from detector.runtime.protocol import Pixels, relative_difference, to_planes
 from detector.runtime.torch_backend import load_script
 from detector.structures import Floats
@@ -109,7 +109,7 @@ def _onnx_layers(path: Path, images: Pixels) -> dict[str, Floats]:
     from detector.runtime.onnxruntime_backend import OnnxRuntime
 
     model = onnx.load(path)
-    values = ends_of_modules((node.name, node.output[0]) for node in model.graph.node)
+    values = last_nodes_of_modules((node.name, node.output[0]) for node in model.graph.node)
     known = {output.name for output in model.graph.output}
     for name in dict.fromkeys(values.values()):
         if name not in known:
@@ -126,7 +126,7 @@ def _openvino_layers(path: Path, images: Pixels) -> dict[str, Floats]:
 
     model = read_model(path)
     nodes = [(node.get_friendly_name(), node) for node in model.get_ordered_ops() if "/" in node.get_friendly_name()]
-    ends = ends_of_modules(nodes)
+    ends = last_nodes_of_modules(nodes)
     last_of = {path: node.get_friendly_name() for path, node in ends.items()}
     unique = {node.get_friendly_name(): node for node in ends.values()}
     model = openvino.Model([node.output(0) for node in unique.values()], model.get_parameters(), "layers")

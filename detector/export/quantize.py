@@ -24,8 +24,8 @@ from detector.runtime.protocol import Pixels, Runtime, run_in_batches, to_planes
 from detector.runtime.signal_stack import kept_signal_stack
 from detector.structures import Floats
 
-MAX_CALIBRATION_PICTURES = 300
-MAX_RANKING_PICTURES = 64
+MAX_CALIBRATION_IMAGES = 300
+MAX_RANKING_IMAGES = 64
 """Layers are ranked by their cost in AP50 on this many images; the budget itself is measured on all."""
 NNCF_SHARE_OF_BUDGET = 0.5
 """NNCF measures in float32, the gate as users run the file (bf16 where possible); the other half covers that."""
@@ -69,7 +69,7 @@ def quantize(
         InputError: NNCF cannot quantize this network. The gate checks whether the budget is met.
     """
     nncf.set_log_level(logging.ERROR)
-    images = images[:MAX_CALIBRATION_PICTURES]
+    images = images[:MAX_CALIBRATION_IMAGES]
 
     def validate(prepared: Any, indices: Iterable[int]) -> tuple[float, None]:
         if isinstance(prepared, onnx.ModelProto):
@@ -93,13 +93,13 @@ def quantize(
                 preset=QuantizationPreset.MIXED,
                 subset_size=len(images),
                 advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
-                    ranking_subset_size=min(num_images, MAX_RANKING_PICTURES)
+                    ranking_subset_size=min(num_images, MAX_RANKING_IMAGES)
                 ),
             )
     except Exception as error:  # NNCF's exceptions have no narrower common class
         raise InputError(f"--precision int8: NNCF cannot quantize this network: {error}") from error
     names, kept = _convolutions(quantized)
-    notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_pictures": len(images)}
+    notes = {"convolutions": len(names), "kept_in_float": kept, "calibration_images": len(images)}
     return quantized, notes
 
 

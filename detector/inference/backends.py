@@ -44,7 +44,7 @@ def open_runtime(
 
     Args:
         loaded: weights or an exported file.
-        backend: one of BACKENDS; "auto" = the quickest (see `quickest_backend`); None = "torch" for weights, the
+        backend: one of BACKENDS; "auto" = the quickest (see `fastest_backend`); None = "torch" for weights, the
             library of its format for an exported file.
         device: for PyTorch, such as "cuda:0".
         threads: None = all usable processors.
@@ -56,7 +56,7 @@ def open_runtime(
     """
     possible = possible_backends(loaded)
     if backend == "auto":
-        backend = quickest_backend(loaded, possible, threads=threads) if device == "cpu" else "torch"
+        backend = fastest_backend(loaded, possible, threads=threads) if device == "cpu" else "torch"
     backend = backend or possible[0]
     if backend not in possible:
         raise InputError(f"--backend {backend}: cannot run {loaded.path}; possible are auto, {', '.join(possible)}")
@@ -129,7 +129,7 @@ def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tol
         )
 
 
-def quickest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
+def fastest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
     """Measures the backends in turn, one image at a time, and remembers the quickest for this file and machine.
 
     bfloat16 is measured only if the processor computes in it. A backend that cannot be opened is skipped. The answer

@@ -141,7 +141,7 @@ def _load_darknet_detector(cfg: Path, weights: Path, names: str | Path | None) -
     return _describe(weights, network, DarknetModelConfig(network.cfg_text, class_names), preprocess, {})
 
 
-def fresh_detector(config: DetectConfig, path: Path) -> LoadedDetector:
+def untrained_detector(config: DetectConfig, path: Path) -> LoadedDetector:
     """The untrained network of an experiment, for what needs no weights: measuring its speed and cost.
 
     Args:

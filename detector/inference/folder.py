@@ -45,7 +45,7 @@ class Report:
     detections: int
 
 
-def find_pictures(source: str) -> list[Path]:
+def find_images(source: str) -> list[Path]:
     """The image files of a folder and its subfolders, of a text file with one path a line, or one image.
 
     Raises:

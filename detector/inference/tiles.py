@@ -101,25 +101,25 @@ def predict_tiled(
 
 
 def merge_tiles(
-    found: Sequence[Detections], windows: Sequence[Window], picture_hw: tuple[int, int], *, nms_threshold: float
+    found: Sequence[Detections], windows: Sequence[Window], image_hw: tuple[int, int], *, nms_threshold: float
 ) -> Detections:
     """Detections of overlapping windows -> those of the image, each object once.
 
     Args:
         found: detections of each window, in its own pixels.
         windows: their positions in the image.
-        picture_hw: height and width of the image.
+        image_hw: height and width of the image.
         nms_threshold: of two finds of one class with a larger IoU, one is kept.
     """
     finds = [
         find
         for tile, (detections, window) in enumerate(zip(found, windows, strict=True))
-        for find in _to_picture(detections, tile, window, picture_hw)
+        for find in _to_image(detections, tile, window, image_hw)
     ]
     kept: list[_Find] = []
     for label in sorted({find.label for find in finds}):
         of_class = _join_pieces([find for find in finds if find.label == label])
-        kept += _without_repeats(of_class, nms_threshold)
+        kept += _suppress_duplicates(of_class, nms_threshold)
     kept.sort(key=lambda find: -find.score)
     return Detections(
         np.array([find.box for find in kept], np.float32).reshape(-1, 4),
@@ -128,9 +128,9 @@ def merge_tiles(
     )
 
 
-def _to_picture(detections: Detections, tile: int, window: Window, picture_hw: tuple[int, int]) -> list[_Find]:
+def _to_image(detections: Detections, tile: int, window: Window, image_hw: tuple[int, int]) -> list[_Find]:
     x1, y1, x2, y2 = window
-    inner = (x1 > 0, y1 > 0, x2 < picture_hw[1], y2 < picture_hw[0])  # sides of the tile that are seams
+    inner = (x1 > 0, y1 > 0, x2 < image_hw[1], y2 < image_hw[0])  # sides of the tile that are seams
     boxes = detections.boxes_xyxy + np.array([x1, y1, x1, y1], np.float32)
     reach = BORDER_SHARE * max(x2 - x1, y2 - y1)
     near = np.abs(boxes - np.array(window, np.float32)) <= reach  # (n, 4)
@@ -182,18 +182,18 @@ def _interval_iou(first: Floats, second: Floats, axis: int) -> float:
     return float(max(common, 0) / max(extent, 1e-6))
 
 
-def _without_repeats(finds: list[_Find], nms_threshold: float) -> list[_Find]:
+def _suppress_duplicates(finds: list[_Find], nms_threshold: float) -> list[_Find]:
     """Suppression that prefers whole views, and drops cut ones that lie mostly inside a better one."""
     kept: list[_Find] = []
     boxes = np.empty((len(finds), 4))
     for find in sorted(finds, key=lambda find: (any(find.cut), -find.score)):
-        if not _repeats(find, boxes[: len(kept)], nms_threshold):
+        if not _is_duplicate(find, boxes[: len(kept)], nms_threshold):
             boxes[len(kept)] = find.box
             kept.append(find)
     return kept
 
 
-def _repeats(find: _Find, better: np.ndarray, nms_threshold: float) -> bool:
+def _is_duplicate(find: _Find, better: np.ndarray, nms_threshold: float) -> bool:
     """Whether a find shows the same object as one of the `better` boxes (k, 4)."""
     box = find.box.astype(np.float64)
     sides = np.minimum(box[2:], better[:, 2:]) - np.maximum(box[:2], better[:, :2])

@@ -1,1 +1,1 @@
-"""The published tables, with ours beside them."""
+"""The published tables, next to our own figures."""

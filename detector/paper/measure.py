@@ -1,4 +1,4 @@
-"""What has to be measured to fill a row of the paper's tables: speed on this machine, AP on given data."""
+"""Measures what a row of the paper's tables needs: speed on this machine, AP on given data."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.evaluate.classification import evaluate_checkpoint
 from detector.evaluate.detection import evaluate, evaluation_thresholds
-from detector.inference.find import fresh_detector, load_detector
+from detector.inference.find import load_detector, untrained_detector
 from detector.inference.predictor import Predictor
 from detector.paper.tables import PaperRow, Reproduction, load_table
 
-QUICKEST = ("openvino", "openvino-bf16")
+FASTEST = ("openvino", "openvino-bf16")
 
 
 def measure_fps(
     row: PaperRow,
     *,
-    backends: tuple[str, ...] = QUICKEST,
+    backends: tuple[str, ...] = FASTEST,
     rounds: int = 3,
     threads: int | None = None,
     say: Callable[[str], None],
@@ -37,34 +37,34 @@ def measure_fps(
     config = load_run_config(row.config) if row.config is not None else None
     if row.config is None or not isinstance(config, DetectConfig):
         return None
-    loaded = fresh_detector(config, row.config)
+    loaded = untrained_detector(config, row.config)
     return inference_table(
         loaded, backends=backends, precisions=("fp32", "bf16"), rounds=rounds, threads=threads, say=say
     )
 
 
 def best_fps(table: dict[str, Any]) -> float:
-    """Frame to boxes, one picture at a time, with the quickest of the table's rows."""
+    """FPS from frame to boxes, one image at a time, of the fastest row in the table."""
     return float(max(row["fps"] for row in table["rows"]))
 
 
 def measure_ap(found: Reproduction, *, data: str | None, split: str | None, progress: bool) -> bool:
-    """Fills in AP, or top-1 and top-5, where there are weights of the row's network here.
+    """Fills in AP, or top-1 and top-5, if there are weights of the row's network here.
 
-    They are looked for in weights/<config name>, then in the runs of other sizes of the same network; the size is the
-    row's in any case.
+    They are searched for in weights/<config name>, then in runs of the same network at other sizes. The row's own size
+    is used in any case.
 
     Args:
         found: the row, which is filled.
-        data: data set; None = the one of the row's config.
-        split: part of it; None = the config's.
+        data: data set; None = the one in the row's config.
+        split: part of the data set; None = the config's.
         progress: show a bar on stderr.
 
     Returns:
         Whether there were weights.
 
     Raises:
-        InputError: the data are not there.
+        InputError: the data are missing.
     """
     if found.row.config is None:
         return False
@@ -87,7 +87,7 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
 
 
 def _weights_of(config: RunConfig, path: Path) -> Path | None:
-    """The best weights of a run with the same network, of this config or of another one beside it."""
+    """The best weights of a run with the same network, from this config or another one in its folder."""
     for candidate in (path, *sorted(path.parent.glob("*.yaml"))):
         other = load_run_config(candidate)
         weights = Path(other.run_dir or ".") / "best.safetensors"
@@ -104,7 +104,7 @@ def benchmark_table5(*, rounds: int, threads: int | None, say: Callable[[str], N
 
     Returns:
         `rows`, each: row, published_cpu_fps (None where the paper has none), the fps of each backend (None where it
-        cannot run the network), frame_to_boxes_fps of the quickest; and the machine.
+        cannot run the network), frame_to_boxes_fps of the fastest; and the machine.
     """
     title, rows = load_table("5")
     answer: dict[str, Any] = {"title": title, "rows": []}
@@ -134,9 +134,9 @@ def benchmark_table5(*, rounds: int, threads: int | None, say: Callable[[str], N
 
 
 def table5_text(answer: dict[str, Any]) -> str:
-    """`benchmark_table5` for people."""
+    """`benchmark_table5` as text."""
     lines = [
-        f"networks of Table 5, one picture at a time, frames per second; here: {answer['cpu']}, "
+        f"networks of Table 5, one image at a time, frames per second; here: {answer['cpu']}, "
         f"{answer['threads']} threads; published: i9-9900K, 8 cores, OpenCV",
         f"{'':<32}{'GFLOP':>7}{'published':>11}"
         + "".join(f"{backend:>15}" for backend in TABLE_5_BACKENDS)

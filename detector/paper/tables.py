@@ -1,4 +1,4 @@
-"""The tables of the CSPNet paper, beside what the networks here have: parameters, BFLOPs and CIO."""
+"""The tables of the CSPNet paper, next to the parameters, BFLOPs and CIO of the networks here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from detector.models.build import build_classifier, build_detector
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 TABLES_FILE = Path(__file__).with_name("tables.yaml")
 COUNTED = ("params", "bflops", "cio")
-"""What follows from the layers alone; the other columns must be measured."""
+"""Columns that follow from the layers alone; the others must be measured."""
 RECONSTRUCTION_TOLERANCE = 0.01
 
 
@@ -29,9 +29,9 @@ class PaperRow:
     """A row of a published table.
 
     Attributes:
-        name: of the row.
-        config: the experiment that builds it here; None where there is none.
-        reconstruction: its layers are not published, so the network here was designed to meet the figures.
+        name: the row's name.
+        config: the experiment that builds it here; None if there is none.
+        reconstruction: its layers are not published, so the network here was designed to match the figures.
         impossible: why there is no config.
         note: what the reader should know about its figures.
         published: the printed figures, as text: params and cio in millions, bflops, fps, ap, top1, ...
@@ -47,13 +47,13 @@ class PaperRow:
 
 @dataclass
 class Reproduction:
-    """A row beside what was found here.
+    """A row, and the figures counted and measured here.
 
     Attributes:
-        row: of the paper.
-        ours: counted here, and whatever was measured here; the published figures are never copied into it.
+        row: the paper's row.
+        ours: figures that were counted or measured here; published figures are never copied into it.
         deviations: (ours - published) / published of the counted figures that differ in the printed digits.
-        status: exact (to the printed digits) | within 1 % | off | built (nothing published that could be counted) |
+        status: exact (to the printed digits) | within 1 % | off | built (no published figure can be counted) |
             impossible.
     """
 
@@ -64,7 +64,7 @@ class Reproduction:
 
     @property
     def verdict(self) -> str:
-        """The status in words, such that a miss is called one."""
+        """The status in words; a miss is called a miss."""
         if self.within_tolerance or self.status in {"built", "impossible"}:
             return {"built": "nothing to compare"}.get(self.status, self.status)
         largest = max(self.deviations.values(), key=abs)
@@ -72,7 +72,7 @@ class Reproduction:
 
     @property
     def within_tolerance(self) -> bool:
-        """To the printed digits where the layers are known, within 1 % where they are not."""
+        """Whether the counts match: to the printed digits if the layers are known, otherwise within 1 %."""
         return self.status == "exact" or (self.row.reconstruction and self.status == "within 1 %")
 
 
@@ -120,21 +120,21 @@ def _status(row: PaperRow, deviations: dict[str, float]) -> str:
 
 
 def _prints_as(value: float, published: str) -> bool:
-    """Whether `value` has the published digits; rounded, or cut off, as some of the authors' figures are."""
+    """Whether `value` has the published digits, rounded or (as some of the authors' figures are) truncated."""
     digits = len(published.partition(".")[2])
     cut = math.floor(value * 10**digits) / 10**digits
     return published in {f"{value:.{digits}f}", f"{cut:.{digits}f}"}
 
 
 def count_layers(config: RunConfig) -> tuple[nn.Module, list[LayerCost]]:
-    """The network of an experiment, without memory for its weights, and what its layers cost. Raises: InputError."""
+    """The network of an experiment, without memory for its weights, and its layers' costs. Raises: InputError."""
     with torch.device("meta"):
         if isinstance(config, ClassifyConfig):
             network: nn.Module = build_classifier(config.model)
         elif isinstance(config.model, ModelConfig):
             network = build_detector(config.model)
         else:
-            raise InputError("count_layers: expected a config with a backbone, this one holds a Darknet cfg")
+            raise InputError("count_layers: expected a config with a backbone, but this one holds a Darknet cfg")
     return network, measure_complexity(network, config.preprocess.size_hw)
 
 
@@ -155,7 +155,7 @@ _DIGITS = {"params": 3, "bflops": 4, "cio": 2, "fps": 0, "fps_cpu": 0}
 
 
 def table_text(title: str, found: Sequence[Reproduction]) -> str:
-    """Published / ours for every column that the table has, notes, and the summary."""
+    """Published / ours for every column of the table, notes, misses, and the summary."""
     columns = [
         name for name in HEADINGS if any(name in one.row.published or (name in COUNTED and one.ours) for one in found)
     ]

@@ -1,1 +1,1 @@
-"""Pages and plots for people."""
+"""HTML reports and plots."""

@@ -1,4 +1,4 @@
-"""The page of a classifier's run: curves, classes, which classes are mixed up, worst images."""
+"""The report of a classifier's run: curves, weakest classes, confused classes, worst images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detector.report.plots import MAX_NAMED_CLASSES, plot_confusion
 
 NUM_WORST = 24
 NUM_ROWS = 20
-"""Lines of the two tables."""
+"""Rows in each of the two tables."""
 IMAGE_SIZE = 160
 
 
@@ -33,11 +33,11 @@ def write_classification_report(
     """Writes the report.
 
     Args:
-        path: of the HTML; metrics.jsonl is read beside it.
-        config: of the run.
-        train_set: for its size.
-        val_set: that was classified.
-        answers: for all images of `val_set`.
+        path: the HTML file; metrics.jsonl is read from its folder.
+        config: the run's config.
+        train_set: only described.
+        val_set: the images that were classified.
+        answers: one for each image of `val_set`.
 
     Raises:
         InputError: an image cannot be read.
@@ -55,7 +55,7 @@ def write_classification_report(
 
 
 def _classes(dataset: ClassifiedImages, answers: Sequence[Answer]) -> str:
-    """The weakest classes, the most frequent confusions, and where there is room for it the whole matrix."""
+    """The weakest classes, the most frequent confusions, and the whole matrix if there is room."""
     names = dataset.class_names
     pairs = Counter((int(dataset.labels[answer.index]), answer.label) for answer in answers)  # (true, answered)
     counts = Counter(dataset.labels.tolist())
@@ -67,7 +67,7 @@ def _classes(dataset: ClassifiedImages, answers: Sequence[Answer]) -> str:
         f"{count:>6}  {names[truth]} classified as {names[answer]}"
         for (truth, answer), count in wrong.most_common(NUM_ROWS)
     )
-    page = text_section("Classes that are right least often", weakest) + text_section(
+    page = text_section("Classes with the lowest accuracy", weakest) + text_section(
         "Most frequent confusions", mixed_up or "none"
     )
     if len(names) > MAX_NAMED_CLASSES:
@@ -90,5 +90,5 @@ def _worst(dataset: ClassifiedImages, answers: Sequence[Answer], size: int) -> s
         )
         images.append((centre_view(read_image(path), min(size, IMAGE_SIZE)), caption))
     return images_section(
-        "Worst answers", images, text="Wrong answers, the least probable truth first; their labels may be wrong."
+        "Worst answers", images, text="Wrong answers, the least probable true class first. Some labels may be wrong."
     )

@@ -1,4 +1,4 @@
-"""The page of a detector's run: curves, classes, worst images, anchors, label suspects."""
+"""The report of a detector's run: curves, classes, worst images, anchors, label suspects."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def write_run_report(
     """Audits the labels of `train_set` and writes the report.
 
     Args:
-        path: of the HTML; metrics.jsonl is read beside it.
-        config: of the run.
-        predictor: with the thresholds of the evaluation.
-        train_set: whose labels are audited.
-        val_set: that was evaluated.
+        path: the HTML file; metrics.jsonl is read from its folder.
+        config: the run's config.
+        predictor: has the evaluation's thresholds.
+        train_set: its labels are audited.
+        val_set: the data set that was evaluated.
         evaluation: of the predictor on `val_set`.
         progress: show bars on stderr.
 
@@ -59,7 +59,7 @@ def write_run_report(
             f"{table}<div class=row>{_plots(evaluation, mistakes, val_set.class_names)}</div>",
         ),
         images_section(
-            "Images with the most mistakes (left labels, right detections above 0.25)",
+            "Images with the most mistakes (left: labels, right: detections above 0.25)",
             worst_images(evaluation, mistakes, val_set, NUM_WORST),
             wide=True,
         ),
@@ -86,26 +86,26 @@ def _anchors(decoder: Decoder, audit: LabelAudit) -> str:
     counts = [audit.answers.get(number, 0) for number in range(len(anchors))]
     plot = svg(
         lambda file: plot_bars(
-            file, anchors, {"objects found": counts}, title="Which anchor found them", ylabel="objects"
+            file, anchors, {"objects found": counts}, title="Objects found by each anchor", ylabel="objects"
         )
     )
-    text = f"{sum(counts)} objects of {audit.num_images} training images were found."
+    text = f"{sum(counts)} objects in {audit.num_images} training images were found."
     ends = list(itertools.accumulate(len(scale) for scale in scales))
     for stride, scale, end in zip(decoder.strides, scales, ends, strict=True):
         text += f" At stride {stride}: {sum(counts[end - len(scale) : end])}."
-    return section("Which anchors and scales answered", f"<p>{text}</p><div class=row>{plot}</div>")
+    return section("Which anchors and scales found objects", f"<p>{text}</p><div class=row>{plot}</div>")
 
 
 def _label_suspects(audit: LabelAudit) -> str:
     return _suspects(
         "Label suspects: objects whose loss stays high",
-        f"Of the {audit.num_images} training images that were looked at ({audit.num_unreadable} unreadable). "
-        "Labels are white, the suspect coloured; the number is minus the logarithm of the score with which its own "
-        "class covers it (4.6 = not found), from 1.4, a score of 0.25, on.",
+        f"{audit.num_images} training images were examined ({audit.num_unreadable} unreadable). "
+        "Labels are white, the suspect is coloured. The number is minus the logarithm of the best score of its own "
+        "class there (4.6 = not found); only objects above 1.4, a score below 0.25, are shown.",
         audit.hard,
     ) + _suspects(
         "Label suspects: detections that look like missing labels",
-        "Score above 0.5, and no label overlaps by 0.3. The number is the score.",
+        "Score above 0.5, and no label with an IoU of 0.3 or more. The number is the score.",
         audit.missing,
     )
 

@@ -1,4 +1,4 @@
-"""A full evaluation on disk: precision-recall plot, confusion matrix, worst images, submission files."""
+"""The files of a full evaluation: precision-recall plot, confusion matrix, worst images, submission files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CONFUSION_TITLE = "Confusion, score above 0.25, IoU 0.5"
 def write_plots(evaluation: Evaluation, dataset: DetectionDataset, out_dir: Path) -> None:
     """Writes precision_recall.png, confusion.png and worst.jpg into `out_dir`.
 
-    worst.jpg shows the 20 images with the most mistakes at score 0.25, left the labels, right the detections.
+    worst.jpg shows the 20 images with the most mistakes at score 0.25: labels on the left, detections on the right.
 
     Raises:
-        InputError: an image cannot be read any more.
+        InputError: an image can no longer be read.
     """
     mistakes = count_mistakes(dataset, evaluation.results)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -53,10 +53,10 @@ def worst_images(
 
 
 def write_submission(evaluator: CocoEvaluator, out_dir: Path, *, name: str, subset: str = "test-dev2017") -> Path:
-    """Writes the file that COCO's evaluation server takes: detections_<subset>_<name>_results.json, zipped.
+    """Writes the file that COCO's evaluation server accepts: detections_<subset>_<name>_results.json, zipped.
 
     Returns:
-        the zip.
+        The path of the zip.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     stem = f"detections_{subset}_{name}_results"
@@ -71,7 +71,7 @@ def write_submission(evaluator: CocoEvaluator, out_dir: Path, *, name: str, subs
 
 
 def side_by_side(sample: Sample, detections: Detections, class_names: tuple[str, ...]) -> Image:
-    """Left the labels, right the detections."""
+    """Labels on the left, detections on the right."""
     truth = Detections(sample.boxes_xyxy, np.ones(len(sample.labels), np.float32), sample.labels)
     left = draw(sample.image, truth, class_names, scores=False)
     right = draw(sample.image, detections, class_names)

@@ -31,7 +31,7 @@ figure { margin: 0; } figcaption { font-size: 12px; color: #57606a; max-width: 1
 
 
 def write_page(path: Path, sections: Sequence[str]) -> None:
-    """Writes the page of the run in whose folder `path` lies."""
+    """Writes the page of a run to `path`, in the run's folder."""
     title = html.escape(f"{path.parent.name} - detector {__version__}")
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><body>"
@@ -55,28 +55,28 @@ def section(title: str, content: str) -> str:
 
 
 def text_section(title: str, text: str) -> str:
-    """A part of the page that is printed as it stands."""
+    """A part of the page with preformatted text."""
     return section(title, f"<pre>{html.escape(text)}</pre>")
 
 
 def images_section(title: str, images: Sequence[tuple[Image, str]], *, text: str = "", wide: bool = False) -> str:
-    """Pictures with their captions."""
+    """Images with their captions."""
     figures = "".join(_figure(image, caption) for image, caption in images)
     explained = f"<p>{html.escape(text)}</p>" if text else ""
     return section(title, f"{explained}<div class='row{' wide' if wide else ''}'>{figures or 'none'}</div>")
 
 
 def curves_section(record: Path, metrics: Mapping[str, str]) -> str:
-    """What metrics.jsonl says: all loss terms, the metrics (title -> key) and the learning rate over the steps."""
+    """Plots of metrics.jsonl over the steps: all loss terms, the metrics (title -> key), the learning rate."""
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
 
     def curve(key: str) -> tuple[list[float], list[float]]:
         rows = [line for line in lines if line.get(key) is not None]
         return [row["step"] for row in rows], [row[key] for row in rows]
 
-    losses = dict.fromkeys(key for line in lines for key in line if key.startswith("loss/"))  # in their order, once
+    losses = dict.fromkeys(key for line in lines for key in line if key.startswith("loss/"))  # each once, in order
     if len(losses) == 2:
-        losses.pop("loss/total", None)  # is the only term
+        losses.pop("loss/total", None)  # equals the only term
     terms = {key.removeprefix("loss/"): curve(key) for key in losses}
     measured = {title: curve(f"val/{key}") for title, key in metrics.items()}
     rate = {"learning rate": curve("learning_rate")}
@@ -89,14 +89,14 @@ def curves_section(record: Path, metrics: Mapping[str, str]) -> str:
 
 
 def png(draw_into: Callable[[BinaryIO], None]) -> str:
-    """A plot that is drawn as PNG."""
+    """A plot, embedded as PNG."""
     file = io.BytesIO()
     draw_into(file)
     return f"<img class=plot alt='' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
 
 
 def svg(draw_into: Callable[[BinaryIO], None]) -> str:
-    """A plot that is drawn as SVG."""
+    """A plot, embedded as SVG."""
     file = io.BytesIO()
     draw_into(file)
     text = file.getvalue().decode()

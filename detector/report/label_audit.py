@@ -1,4 +1,4 @@
-"""What a trained network says about its data: which anchors answer, which labels look wrong.
+"""What a trained network shows about its data: which anchors find objects, which labels look wrong.
 
 Legend: n objects of an image, m detections.
 """
@@ -22,7 +22,7 @@ from detector.render import draw
 from detector.structures import Detections, Image, Sample
 
 MAX_IMAGES = 2000
-"""Of a larger data set so many are looked at, evenly spread."""
+"""At most this many images of a data set are examined, evenly spread."""
 NUM_SUSPECTS = 24
 LOWEST_SCORE = 0.01
 SHOWN_SCORE = 0.25
@@ -36,9 +36,9 @@ class Suspect:
     """A place where label and network disagree.
 
     Attributes:
-        image: the place, with some of what is around it.
-        image_id: of the image.
-        class_name: of the label, or of the detection without a label.
+        image: the place and its surroundings.
+        image_id: id of the image it is in.
+        class_name: class of the label, or of the detection without a label.
         value: the object's loss, or the detection's score.
     """
 
@@ -53,10 +53,10 @@ class LabelAudit:
     """What `audit_labels` found.
 
     Attributes:
-        num_images: looked at.
-        num_unreadable: of them, which the doctor names.
+        num_images: images examined.
+        num_unreadable: how many of them cannot be read (tools/doctor.py names them).
         hard: objects that the network still misses (no box of their class scores above 0.25), the highest loss first.
-        missing: confident detections where no label is, the highest score first.
+        missing: confident detections where there is no label, the highest score first.
         answers: for each anchor, fine to coarse, how many objects it found (score above 0.25, IoU above 0.5).
     """
 
@@ -68,17 +68,17 @@ class LabelAudit:
 
 
 def audit_labels(predictor: Predictor, dataset: DetectionDataset, *, progress: bool = False) -> LabelAudit:
-    """Predicts a data set, usually the one that was trained on, and collects where labels and network disagree.
+    """Predicts a data set, usually the training data, and collects where labels and network disagree.
 
     Args:
-        predictor: with a low score threshold.
-        dataset: with labels.
+        predictor: has a low score threshold.
+        dataset: has labels.
         progress: show a bar on stderr.
     """
     stride = max(math.ceil(len(dataset) / MAX_IMAGES), 1)
     indices = range(0, len(dataset), stride)
     audit = LabelAudit(num_images=len(indices))
-    for index in tqdm(indices, desc="look at labels", disable=not progress, leave=False):
+    for index in tqdm(indices, desc="audit labels", disable=not progress, leave=False):
         try:
             sample = dataset.read(index)
         except InputError:
@@ -96,9 +96,9 @@ def audit_labels(predictor: Predictor, dataset: DetectionDataset, *, progress: b
 
 
 def object_losses(sample: Sample, found: Detections) -> np.ndarray:
-    """(n,): minus the logarithm of the best score with which an object's own class covers it (IoU above 0.5).
+    """(n,): minus the logarithm of the best score of an object's own class on it (IoU above 0.5).
 
-    4.6 where nothing above the score 0.01 (or the predictor's threshold) does.
+    4.6 if no such detection scores above 0.01 (or the predictor's threshold).
     """
     scores = np.full(len(sample.labels), LOWEST_SCORE)
     if len(found):
@@ -109,7 +109,7 @@ def object_losses(sample: Sample, found: Detections) -> np.ndarray:
 
 
 def unlabelled(sample: Sample, found: Detections) -> list[int]:
-    """Confident detections that overlap no object, of whatever class."""
+    """Confident detections that overlap no object of any class."""
     confident = [row for row in range(len(found)) if found.scores[row] > MISSING_SCORE]
     if not len(sample.labels):
         return confident
@@ -133,7 +133,7 @@ def _keep(
     label: int,
     value: float,
 ) -> None:
-    """Adds a suspect if it is among the worst so far; pictures are cut out for those only."""
+    """Adds a suspect if it is among the worst so far; only those are cut out of their images."""
     if len(suspects) == NUM_SUSPECTS and value <= suspects[-1].value:
         return
     suspects.append(Suspect(_cut_out(sample, box, label, names), sample.image_id, names[label], float(value)))

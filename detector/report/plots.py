@@ -1,4 +1,4 @@
-"""Plots of an evaluation, as PNG files."""
+"""Plots for reports, as PNG or SVG files."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def plot_precision_recall(
 
 
 def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], names: Sequence[str], *, title: str) -> None:
-    """A confusion matrix as shares of each true class, with the counts written in where there is room.
+    """A confusion matrix as shares of each true class, with the counts written in if there is room.
 
     Args:
         target: file of the PNG.
-        counts: (N, N); row: truth, column: what it was taken for.
+        counts: (N, N); row: truth, column: prediction.
         names: N, of the rows and columns.
         title: above the plot.
     """
@@ -57,7 +57,7 @@ def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], names: Se
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(names))
-    axes.set(xlabel="taken for", ylabel="truth", title=title)
+    axes.set(xlabel="predicted", ylabel="truth", title=title)
     axes.set_xticks(ticks, names, rotation=60, ha="right")
     axes.set_yticks(ticks, names)
     if len(names) <= MAX_NAMED_CLASSES:
@@ -108,7 +108,7 @@ def plot_trade_off(target: Path | BinaryIO, points: Mapping[str, tuple[float, fl
     for name, (milliseconds, ap50) in points.items():
         axes.scatter(milliseconds, ap50)
         axes.annotate(name, (milliseconds, ap50), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes.set(xlabel="latency of one picture, ms (median)", ylabel="AP50", title="Latency and AP50")
+    axes.set(xlabel="latency of one image, ms (median)", ylabel="AP50", title="Latency and AP50")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     figure.savefig(target, format="png")
@@ -121,10 +121,10 @@ def plot_bars(
 
     Args:
         target: file of the SVG.
-        names: below the groups.
+        names: of the groups, shown below them.
         bars: by name, one value for each group.
         title: above the plot.
-        ylabel: of the values.
+        ylabel: label of the value axis.
     """
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()

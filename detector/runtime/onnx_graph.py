@@ -201,7 +201,7 @@ def set_record(model: onnx.ModelProto, text: str) -> None:
     entry.key, entry.value = METADATA_KEY, text
 
 
-def ends_of_modules(nodes: Iterable[tuple[str, T]]) -> dict[str, T]:
+def last_nodes_of_modules(nodes: Iterable[tuple[str, T]]) -> dict[str, T]:
     """Path of each module that computes something -> the last of its nodes.
 
     Args:

@@ -26,11 +26,11 @@ class ClassificationTask:
     """See `Task`.
 
     Args:
-        config: of the experiment.
-        ranks: of which this process is one.
+        config: the experiment's config.
+        ranks: this process among those that train together.
 
     Raises:
-        InputError: the folders of the splits differ.
+        InputError: the splits have different class folders.
     """
 
     terms: tuple[str, ...] = ("cross_entropy",)
@@ -54,7 +54,7 @@ class ClassificationTask:
         )
 
     def build_loss(self, network: nn.Module) -> Loss:
-        del network  # the loss is the same for all
+        del network  # the same loss for every network
         smoothing, batch_size = self.config.loss.label_smoothing, self.config.train.batch_size
 
         def compute(logits: Tensor, batch: ClassBatch) -> Tensor:
@@ -73,7 +73,7 @@ class ClassificationTask:
         finally:
             network.train(training)
         answers = sorted(ranks.gather(answers), key=lambda answer: answer.index)
-        metrics = ranks.agree(top_k_of(answers) if ranks.first else {})
+        metrics = ranks.broadcast(top_k_of(answers) if ranks.first else {})
         summary = f"top-1 {metrics['top1']:.4f}, top-5 {metrics['top5']:.4f}"
         return Measurement(metrics, summary, details=answers)
 
@@ -82,12 +82,12 @@ class ClassificationTask:
 
     def write_report(self, path: Path, state: RunState, measurement: Measurement, *, progress: bool) -> None:
         """See `Task`."""
-        del state, progress  # all of it was measured
+        del state, progress  # `measurement` holds all that the report needs
         write_classification_report(path, self.config, self.train_set, self.val_set, measurement.details)
 
 
 def smooth(targets: Tensor, smoothing: float) -> Tensor:
-    """Darknet's label smoothing: what was 1 becomes 1 - e, the other classes share e; (B, K) -> (B, K)."""
+    """Darknet's label smoothing: a target of 1 becomes 1 - e, the other classes share e; (B, K) -> (B, K)."""
     if smoothing == 0:
         return targets
     others = max(targets.shape[1] - 1, 1)

@@ -29,7 +29,7 @@ from detector.train.state import RunState
 from detector.train.task import Loss, Measurement
 
 NUM_IMAGES = 8
-"""So many annotated images go to TensorBoard."""
+"""Number of annotated images shown in TensorBoard."""
 
 
 def open_split(config: DetectConfig, split: str) -> DetectionDataset:
@@ -41,8 +41,8 @@ class DetectionTask:
     """See `Task`.
 
     Args:
-        config: of the experiment.
-        ranks: of which this process is one.
+        config: the experiment's config.
+        ranks: this process among those that train together.
     """
 
     terms: tuple[str, ...] = LossTerms._fields
@@ -70,7 +70,7 @@ class DetectionTask:
         mine = range(ranks.rank, len(self.val_set), ranks.size)
         results = ranks.gather(detect_all(self._predictor(state), self.val_set, mine, progress=progress))
         evaluation = score(self.val_set, results) if ranks.first else None
-        metrics: dict[str, Any] = ranks.agree(evaluation.compute() if evaluation else {})
+        metrics: dict[str, Any] = ranks.broadcast(evaluation.compute() if evaluation else {})
         summary = f"AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}"
         images = self._annotated(evaluation) if evaluation else []
         return Measurement(metrics, summary, images, evaluation)
@@ -90,7 +90,7 @@ class DetectionTask:
         ]
 
     def _predictor(self, state: RunState) -> Predictor:
-        """The network that would be released, with the thresholds of the evaluation."""
+        """The network that would be released, with the evaluation's thresholds."""
         return Predictor.from_network(
             state.evaluated_network(),
             self.config.model,
@@ -100,7 +100,7 @@ class DetectionTask:
 
 
 def loss_terms(config: DetectConfig, network: nn.Module, device: torch.device) -> Loss:
-    """The config's loss as the training loop takes it."""
+    """The config's loss, in the form that the training loop calls."""
     loss = build_loss(config, network)
 
     def compute(raw_maps: list[Tensor], batch: Batch) -> Tensor:
@@ -116,10 +116,10 @@ def loss_terms(config: DetectConfig, network: nn.Module, device: torch.device) -
 
 
 def build_loss(config: DetectConfig, network: nn.Module) -> YoloLoss:
-    """The loss that a config describes, for its network. Raises: InputError for maps that it cannot train."""
+    """The loss that a config describes, for its network. Raises: InputError: it cannot train this network."""
     decoder = build_decoder(config.model, network)
     if decoder.new_coords or len({len(anchors) for anchors in decoder.anchors_wh}) > 1:
-        raise InputError("training needs [yolo] sections with new_coords=0 and masks of one length")
+        raise InputError("this cfg cannot be trained: all [yolo] sections need new_coords=0 and masks of equal length")
     return YoloLoss(
         anchors_wh=torch.from_numpy(np.stack(decoder.anchors_wh)).to(next(network.parameters()).device),
         strides=decoder.strides,

@@ -1,7 +1,7 @@
 """Several processes that train one network together; torchrun starts them.
 
-Each rank (process) computes its own slots of every batch; gradients and loss terms are summed over the ranks. Alone, a
-process is rank 0 of 1 and nothing here communicates.
+Each rank (process) computes its own slots of every batch; gradients and loss terms are summed over the ranks. A single
+process is rank 0 of 1 and does not communicate.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Ranks:
     """One process among those that train together.
 
     Attributes:
-        rank: its number; rank 0 alone writes files.
-        size: how many there are.
-        device: that this process computes on.
+        rank: this process's number; only rank 0 writes files.
+        size: number of ranks.
+        device: the device that this process computes on.
     """
 
     rank: int
@@ -47,15 +47,15 @@ class Ranks:
         return [float(value) for value in total]
 
     def gather(self, items: list[_T]) -> list[_T]:
-        """On rank 0 the items of all ranks, in the order of the ranks; elsewhere none."""
+        """On rank 0 the items of all ranks, in rank order; on other ranks an empty list."""
         if self.size == 1:
             return items
         parts: list[Any] = [None] * self.size
         dist.gather_object(items, parts if self.first else None)
         return [item for part in parts for item in part] if self.first else []
 
-    def agree(self, value: _T) -> _T:
-        """The value that rank 0 has."""
+    def broadcast(self, value: _T) -> _T:
+        """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
         box: list[Any] = [value]
@@ -63,25 +63,25 @@ class Ranks:
         answer: _T = box[0]
         return answer
 
-    def copy_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites tensors with those of rank 0; every rank names the same ones in the same order."""
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with those of rank 0; every rank passes the same ones in the same order."""
         if self.size > 1:
             with torch.no_grad():
                 for tensor in tensors:
-                    content = tensor.contiguous()  # gloo knows no other memory format
+                    content = tensor.contiguous()  # gloo supports no other memory format
                     dist.broadcast(content, 0)
                     tensor.copy_(content)
 
     def wait(self) -> None:
-        """Returns when all ranks are here."""
+        """Returns when all ranks have called it."""
         if self.size > 1:
             dist.barrier()
 
     def sum_gradients(self, network: nn.Module) -> None:
         """Adds up the gradients of all ranks, in one buffer whose layout never changes.
 
-        Unlike DistributedDataParallel's buckets, which are laid out anew after the first step of a process: a sum over
-        three or more ranks would then be rounded in another way after a resume.
+        DistributedDataParallel rebuilds its buckets after a process's first step. After a resume, sums over three or
+        more ranks would then be rounded differently.
         """
         if self.size == 1:
             return
@@ -117,12 +117,12 @@ def join_ranks() -> Iterator[Ranks]:
 
 
 def first_process() -> bool:
-    """Whether this process is rank 0, which alone speaks to people."""
+    """Whether this process is rank 0, the only one that prints messages."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over the ranks that passes gradients: each rank's part has that of all ranks' uses of the sum."""
+    """A differentiable sum over the ranks: each rank's gradient is the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of all ranks' images; for CPUs, where PyTorch has none.
+    """Batch normalisation with statistics over all ranks' images; for CPUs, where PyTorch has no such layer.
 
     (B, C, H, W) -> the same shape.
     """
@@ -178,7 +178,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronize_batchnorm(network: nn.Module) -> None:
-    """Replaces every BatchNorm2d by one whose statistics are those of all ranks; parameters and names stay."""
+    """Replaces every BatchNorm2d with one that uses all ranks' statistics; parameters and names do not change."""
     for module in network.modules():
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-"""Starting weights for a new run: all that fits of a weights file, with a report of what fitted and what not."""
+"""Starting weights for a new run: loads what fits from a weights file, and reports what did and did not fit."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from detector.errors import InputError
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of tensors or layers that were filled, and of those that keep their fresh values."""
+    """Names of the tensors or layers that were loaded, and of those that keep their initial values."""
 
     loaded: list[str]
     fresh: list[str]
 
     def summary(self) -> str:
-        """One line for people."""
-        left = f"; fresh: {', '.join(self.fresh[:6])}{' ...' if len(self.fresh) > 6 else ''}" if self.fresh else ""
-        return f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)} filled{left}"
+        """A one-line summary."""
+        left = f"; not loaded: {', '.join(self.fresh[:6])}{' ...' if len(self.fresh) > 6 else ''}" if self.fresh else ""
+        return f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)} loaded{left}"
 
 
 def load_initial_weights(network: nn.Module, path: str | Path) -> LoadReport:
-    """Fills a network for fine-tuning; the schedule starts at step 0 (Darknet's `-clear`).
+    """Loads weights for fine-tuning into a network; the schedule starts at step 0 (Darknet's `-clear`).
 
     Args:
         network: from `build_network`.
-        path: .safetensors: tensors of the same name and shape are taken. .weights, for networks from a cfg: whole, or
-            the first layers only, as `darknet partial` and tools/convert.py partial write them.
+        path: .safetensors: tensors with the same name and shape are loaded. .weights, for networks from a cfg: the
+            whole file, or one with only the first layers (from `darknet partial` or `tools/convert.py partial`).
 
     Raises:
         InputError: nothing fits, or the file is damaged.
@@ -49,6 +49,6 @@ def _load_matching(network: nn.Module, path: Path) -> LoadReport:
     offered, wanted = load_checkpoint(path).weights(), network.state_dict()
     matching = {name: value for name, value in offered.items() if name in wanted and wanted[name].shape == value.shape}
     if not matching:
-        raise InputError(f"{path}: not one of its tensors fits this network")
+        raise InputError(f"{path}: none of its tensors fits this network; use weights of a similar network")
     network.load_state_dict(matching, strict=False)
     return LoadReport(sorted(matching), sorted(wanted.keys() - matching.keys()))

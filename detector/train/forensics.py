@@ -1,4 +1,4 @@
-"""What to keep and to say when a training step goes wrong: the first value that is not finite, memory used up."""
+"""What to save and report when a training step fails: a value that is not finite, or out of memory."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def explain_nonfinite(
     batch: AnyBatch,
     save_batch: Callable[[Path, Any], None],
 ) -> InputError:
-    """Where the first value that is not finite is; saves the batch in the run's folder.
+    """Builds the error that names the first value that is not finite; saves the batch in the run's folder.
 
     Args:
-        config: of the run.
-        state: of which only the statistics of normalisation have moved since the last step.
-        ranks: all of them call this together: a layer may exchange statistics.
+        config: the run's config.
+        state: only its normalisation statistics have changed since the last step.
+        ranks: all of them must call this, since a layer may exchange statistics.
         suspect: this rank's first part with such a value; None when only other ranks have one.
         batch: this rank's last part.
         save_batch: writes a batch into a folder.
@@ -85,11 +85,11 @@ def first_nonfinite_layer(network: nn.Module, images: Tensor) -> str | None:
 
     Args:
         network: in training mode; not changed.
-        images: (B, 3, H, W), as it was fed. Call it in the same autocast context.
+        images: (B, 3, H, W), as fed to the network. Call this in the same autocast context.
     """
     if not torch.isfinite(images).all():
         return "the images"
-    for name, value in network.named_parameters():  # not the statistics: the failed pass has spoilt them
+    for name, value in network.named_parameters():  # not the statistics: the failed pass corrupted them
         if not torch.isfinite(value).all():
             return f"the weights of {name}"
     found: list[str] = []
@@ -111,7 +111,7 @@ def first_nonfinite_layer(network: nn.Module, images: Tensor) -> str | None:
 
 
 def first_nonfinite_gradient(network: nn.Module) -> str:
-    """The last layer with a gradient that is not finite, which is the first on the way back."""
+    """The last layer with a gradient that is not finite, which is the first one in the backward pass."""
     bad = [
         name
         for name, value in network.named_parameters()
@@ -139,10 +139,10 @@ def save_batch(folder: Path, batch: Batch, class_names: tuple[str, ...]) -> None
 
 @contextmanager
 def explain_out_of_memory(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Turns a failed allocation into advice: how many parts to compute the batch in.
+    """Turns a failed allocation into advice on how many parts to split the batch into.
 
     Raises:
-        InputError: with the advice, in place of the failed allocation's error.
+        InputError: with the advice, instead of the allocation's error.
     """
     try:
         yield
@@ -156,20 +156,20 @@ def explain_out_of_memory(config: RunConfig, ranks: Ranks) -> Iterator[None]:
 
 
 def subdivisions_advice(num_images: int, subdivisions: int) -> str:
-    """What to change when the memory is used up.
+    """What to change when memory runs out.
 
     Args:
-        num_images: of a step, for this process.
-        subdivisions: parts that they are computed in.
+        num_images: images per step in this process.
+        subdivisions: number of parts they are split into.
     """
     part = num_images // subdivisions
     larger = [count for count in range(subdivisions + 1, num_images + 1) if num_images % count == 0]
     if not larger:
-        return f"{part} image at a time: lower preprocess.size_hw; half of each side needs a quarter"
+        return f"{part} image at a time: lower preprocess.size_hw; halving both sides needs a quarter of the memory"
     images = num_images // larger[0]
     return (
         f"{part} images at a time: train.subdivisions={larger[0]} (parts of {images} images) needs about "
-        f"{100 * images // part} % of it"
+        f"{100 * images // part} % of the memory"
     )
 
 

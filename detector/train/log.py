@@ -19,13 +19,13 @@ from detector.structures import Image
 class RunLog:
     """The written record of a run.
 
-    metrics.jsonl holds only what follows from config and seed, no times, so that equal runs have equal files. Speeds go
-    to TensorBoard and to the bar.
+    metrics.jsonl holds only what config and seed determine, no times, so that equal runs have equal files. Speeds go
+    to TensorBoard and to the progress bar.
 
     Args:
-        config: of the run, with run_dir set.
-        start_step: lines beyond it, of a run that was cut off after its last checkpoint, are removed.
-        enabled: whether this process writes anything; rank 0 does.
+        config: the run's config, with run_dir set.
+        start_step: later lines, from a run that stopped after its last checkpoint, are removed.
+        enabled: whether this process writes anything; only rank 0 does.
         progress: show a bar on stderr.
     """
 
@@ -52,7 +52,7 @@ class RunLog:
             self._writer.close()
 
     def advance(self, words: str) -> None:
-        """Moves the bar one step on, with a few words after it."""
+        """Advances the bar by one step and shows `words` after it."""
         self._bar.update()
         self._bar.set_postfix_str(words, refresh=False)
 
@@ -67,17 +67,17 @@ class RunLog:
                 self._writer.add_scalar(name, value, step)
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """A number for TensorBoard only."""
+        """Writes a number to TensorBoard only."""
         if self._writer is not None:
             self._writer.add_scalar(name, value, step)
 
     def image(self, name: str, image: Image, step: int) -> None:
-        """An image (H, W, 3) uint8 RGB for TensorBoard."""
+        """Writes an image (H, W, 3) uint8 RGB to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(name, image, step, dataformats="HWC")
 
     def print(self, message: str) -> None:
-        """A line for people, on stderr, above the bar; nothing for an empty message."""
+        """Prints a line on stderr, above the bar; an empty message prints nothing."""
         if self._writer is not None and message:
             self._bar.write(message, file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Training: one visible loop. A run is a function of its config; to resume it is to start at step N.
+"""Training: one visible loop. A run is a function of its config; resuming means starting at step N.
 
 Legend: B images in a part of the batch, T loss terms.
 """
@@ -43,14 +43,14 @@ def train(
     """Trains and evaluates; writes config.yaml, metrics.jsonl, {last,best}.safetensors, report.html and tensorboard/.
 
     Args:
-        config: with run_dir set.
-        resume: continue the run in run_dir; start it where there is none yet.
-        weights: start a new run from what fits of this file (see `load_initial_weights`).
+        config: the run's config, with run_dir set.
+        resume: continue the run in run_dir, or start it if there is none.
+        weights: start a new run from the tensors of this file that fit (see `load_initial_weights`).
         progress: show a bar on stderr.
 
     Returns:
-        The metrics of the last evaluation; `images_per_second` of this session's steps and
-        `share_of_steps_that_waited` for the loader by more than 20 ms (None without any step).
+        The metrics of the last evaluation; for this session's steps also `images_per_second`, and
+        `share_of_steps_that_waited` more than 20 ms for the loader (both None without any step).
 
     Raises:
         InputError: bad data, another run in the folder, a loss that is not finite.
@@ -79,7 +79,7 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
     batches = Throughput(task.batches(state.step), settings.batch_size)
     measured: Measurement | None = None
     with stop_signals() as signals, explain_lost_workers(), closing(batches):
-        if not state.evaluated:  # the evaluation that falls on this step failed when the run was saved last
+        if not state.evaluated:  # the evaluation due at this step had failed when the run was last saved
             measured = _evaluate(config, state, task, ranks, log)
         while state.step < settings.max_steps:
             with batches.step(), explain_out_of_memory(config, ranks):
@@ -97,7 +97,7 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
                     terms += loss.detach().cpu()
                     if suspect is None and not is_finite(loss, network):
                         suspect = Suspect(batch, loss.detach())
-                # One exchange for all that the ranks must agree on, besides the gradients.
+                # One exchange for all that the ranks must agree on, except the gradients.
                 *sums, num_suspects, num_signals = ranks.sum([*terms.tolist(), suspect is not None, len(signals)])
                 if num_suspects:
                     raise explain_nonfinite(config, state, ranks, suspect, batch, task.save_batch)
@@ -113,13 +113,13 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
                 try:
                     measured = _evaluate(config, state, task, ranks, log)
                 except Exception:
-                    _save(config, state, ranks)  # an unreadable image costs no training; --resume evaluates again
+                    _save(config, state, ranks)  # an unreadable image must not lose training; --resume evaluates again
                     raise
             if is_last or num_signals or state.step % settings.save_every == 0:
                 _save(config, state, ranks)
             if num_signals and not is_last:
-                raise InterruptedRunError(f"stopped after step {state.step}; the same command with --resume continues")
-    if measured is None:  # resumed after the last step: measured again, recorded already
+                raise InterruptedRunError(f"stopped after step {state.step}; continue with --resume")
+    if measured is None:  # resumed after the last step: already recorded, only measured again
         measured = _measure(state, task, ranks, log)
     if ranks.first:
         report = _run_dir(config) / "report.html"
@@ -133,7 +133,7 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
 
 
 def open_task(config: RunConfig, ranks: Ranks) -> Task:
-    """The data of a run, ready to be read. Raises: InputError."""
+    """The run's task, with its data sets opened. Raises: InputError."""
     if isinstance(config, ClassifyConfig):
         return ClassificationTask(config, ranks)
     if ranks.first and config.data.synthetic is not None:
@@ -158,7 +158,7 @@ def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
 
 
 def _fill(state: RunState, config: RunConfig, weights: str | None) -> str:
-    """Starts a new run from a weights file; returns what to tell the user."""
+    """Starts a new run from a weights file; returns the message to print."""
     if weights is None:
         return ""
     if state.step > 0:
@@ -187,7 +187,7 @@ def _log_step(
 
 
 def _evaluate(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunLog) -> Measurement:
-    """Measures and records; keeps the network as best.safetensors when it is the best so far."""
+    """Measures and records; saves the network as best.safetensors if it is the best so far."""
     state.evaluated = False
     measured = _measure(state, task, ranks, log)
     metrics = measured.metrics
@@ -205,7 +205,7 @@ def _evaluate(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log:
 
 
 def _measure(state: RunState, task: Task, ranks: Ranks, log: RunLog) -> Measurement:
-    ranks.copy_first(state.evaluated_network().buffers())  # statistics differ from rank to rank, weights do not
+    ranks.copy_from_first(state.evaluated_network().buffers())  # statistics differ from rank to rank, weights do not
     return task.measure(state, ranks, progress=log.shows_progress)
 
 
@@ -216,7 +216,7 @@ def _save(config: RunConfig, state: RunState, ranks: Ranks) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Puts the first Ctrl-C or SIGTERM into the yielded list, so that the step is finished; a second one stops."""
+    """Puts the first Ctrl-C or SIGTERM into the yielded list, so that the step can finish; a second one aborts."""
     received: list[int] = []
 
     def remember(number: int, _: object) -> None:

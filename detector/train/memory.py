@@ -1,4 +1,4 @@
-"""The process's memory: how it is kept between steps, and what to say when it is used up."""
+"""The process's memory: how much it uses, and how freed memory is kept between steps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import resource
 import sys
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's malloc.h
 _LARGEST_INT = 2**31 - 1
 
 
 def resident_mb() -> float:
-    """Memory of this process that lies in RAM, in MB; the largest so far where the system does not tell."""
+    """Resident memory of this process in MB; its peak so far where the system reports only that."""
     status = Path("/proc/self/statm")
     if status.is_file():
         return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
     training step's time. The process stays as large as its largest step.
 
     Returns:
-        Whether the C library knows the request (glibc does).
+        Whether the C library supports the request (glibc does).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -36,5 +36,5 @@ def keep_freed_memory() -> bool:
         return False
     requests = ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, _LARGEST_INT), (_M_MMAP_MAX, 0))
     granted = [mallopt(name, value) == 1 for name, value in requests]
-    # Older ones refuse the first, which changes little.
+    # Older versions refuse the first request, which matters little.
     return all(granted[1:])

@@ -13,7 +13,7 @@ from detector.config import CosinePolicy, PolyPolicy, TrainConfig
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """The rate of optimiser step `step`, counted from 0 (Darknet `get_current_rate`, whose batch number is step + 1).
 
-    During burn-in rate * ((step + 1) / burn_in)^4; after it the policy.
+    During burn-in: rate * ((step + 1) / burn_in)^4; afterwards the policy decides.
     """
     number = step + 1
     if number < config.burn_in:
@@ -33,7 +33,7 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD; weight decay falls on convolution weights, not on biases or normalisation (Darknet)."""
+    """SGD; weight decay applies to convolution weights, not to biases or normalisation (as in Darknet)."""
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Rebuilds the batch of any training step, to look at what the network saw."""
+"""Rebuilds the batch of any training step, to show what the network saw."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detector.structures import Batch, Detections
 
 
 def rebuild_batch(config: DetectConfig, dataset: DetectionDataset, step: int) -> Batch:
-    """The whole batch of a step (counted from 1, as in the log), as every run of this config and seed has it.
+    """The whole batch of a step (counted from 1, as in the log); it is the same in every run of this config and seed.
 
     Raises:
         InputError: the schedule has no such step.
@@ -30,7 +30,7 @@ def rebuild_batch(config: DetectConfig, dataset: DetectionDataset, step: int) ->
 
 
 def rebuild_class_batch(config: ClassifyConfig, step: int) -> ClassBatch:
-    """`rebuild_batch` for a classifier. Raises: InputError: no such step, or the data are not there."""
+    """`rebuild_batch` for a classifier. Raises: InputError: no such step, or the data are missing."""
     _check_step(config, step)
     dataset = open_image_folder(config.data.root, config.data.train, num_classes=config.model.num_classes)
     samples = ClassSamples(dataset, config)
@@ -38,7 +38,7 @@ def rebuild_class_batch(config: ClassifyConfig, step: int) -> ClassBatch:
 
 
 def save_class_batch(folder: Path, batch: ClassBatch) -> None:
-    """Writes the pictures as PNG, and their names and targets as batch.json. Raises: OSError."""
+    """Writes the images as PNG, and their names and targets as batch.json. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(batch.images.permute(0, 2, 3, 1).cpu().numpy()):  # (S, S, 3)
         cv2.imwrite(str(folder / f"{number:03}.png"), np.ascontiguousarray(image[..., ::-1]))
@@ -51,14 +51,14 @@ def _check_step(config: RunConfig, step: int) -> None:
         raise InputError(f"--replay {step}: the steps of this config are 1 to {config.train.max_steps}")
 
 
-def save_batch_picture(path: Path, batch: Batch, class_names: tuple[str, ...]) -> None:
+def save_batch_image(path: Path, batch: Batch, class_names: tuple[str, ...]) -> None:
     """Draws the images with their objects, side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    images = []
     for image, boxes, labels in zip(batch.images, batch.boxes_xyxy, batch.labels, strict=True):
         objects = Detections(boxes.numpy(), np.ones(len(labels), np.float32), labels.numpy())
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (H, W, 3)
-        pictures.append(draw(pixels, objects, class_names, scores=False))
-    height, width = pictures[0].shape[:2]
-    columns = min(len(pictures), 4)
-    cv2.imwrite(str(path), tile(pictures, columns=columns, cell_hw=(height, width))[..., ::-1])
+        images.append(draw(pixels, objects, class_names, scores=False))
+    height, width = images[0].shape[:2]
+    columns = min(len(images), 4)
+    cv2.imwrite(str(path), tile(images, columns=columns, cell_hw=(height, width))[..., ::-1])

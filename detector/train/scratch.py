@@ -1,4 +1,4 @@
-"""One temporary folder for a training process and its loader, which also goes when the process is killed."""
+"""One temporary folder for a training process and its loader; it is removed even if the process is killed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LOCK = "lock"
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Makes Python's temporary files (the loader's sockets among them) go into one folder, and removes it at the end.
+    """Puts Python's temporary files (including the loader's sockets) into one folder, and removes it at the end.
 
-    A killed process leaves its folder behind; the next one that starts removes it. Whether a folder's process is alive
-    shows in a lock that the system takes away when it ends.
+    A killed process leaves its folder; the next training process removes it. Each process locks a file in its folder,
+    and the system releases the lock when the process ends.
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
     before = tempfile.tempdir

@@ -1,4 +1,4 @@
-"""The state of a run: made, saved, and restored so that training goes on bit for bit."""
+"""The state of a run: created, saved, and restored so that training resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from detector.train.optim import build_optimizer
 
 @dataclass
 class RunState:
-    """All that changes while training; what is saved is enough to resume bit for bit.
+    """Everything that changes during training; the saved part is enough to resume bit for bit.
 
     Attributes:
-        network, optimizer, ema: being trained; ema is None without averaging.
+        network, optimizer, ema: what is trained; ema is None without averaging.
         step: optimiser steps done.
         best: the best value of the chosen metric so far.
         window: sums of the loss terms since the last log line; empty right after it.
         window_steps: how many steps they are summed over.
-        evaluated: whether the evaluation that falls on this step, if any, is done.
-        notes: what else of the data must not change when the run goes on (a classifier's class names).
+        evaluated: whether the evaluation due at this step, if any, is done.
+        notes: facts about the data that must not change when the run resumes (a classifier's class names).
     """
 
     network: nn.Module
@@ -47,20 +47,20 @@ class RunState:
         return self.ema.average if self.ema is not None else self.network
 
     def restart_average(self, config: RunConfig) -> None:
-        """Starts the average anew from the network's present weights."""
+        """Restarts the average from the network's current weights."""
         decay = config.train.ema_decay
         self.ema = ExponentialMovingAverage(self.network, decay) if decay else None
 
 
 def save_weights(path: Path, config: RunConfig, state: RunState, metrics: dict[str, Any]) -> None:
-    """Writes what it takes to predict, and where it comes from. Raises: InputError."""
+    """Writes what prediction needs, and how it was trained. Raises: InputError."""
     info = {**state.notes, "step": state.step, "metrics": metrics, "config": to_yaml(config)}
     tensors = {f"model.{name}": value for name, value in state.evaluated_network().state_dict().items()}
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
 def save_state(path: Path, config: RunConfig, state: RunState) -> None:
-    """Writes what it takes to go on training. Raises: InputError."""
+    """Writes what is needed to resume training. Raises: InputError."""
     tensors = {f"model.{name}": value for name, value in state.network.state_dict().items()}
     if state.ema is not None:
         tensors |= {f"ema.{name}": value for name, value in state.ema.average.state_dict().items()}
@@ -81,9 +81,9 @@ def save_state(path: Path, config: RunConfig, state: RunState) -> None:
 
 
 def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str, Any] | None = None) -> RunState:
-    """A fresh run, or the saved one. A run that exists is never overwritten without being asked for.
+    """A new run, or the saved one. Without `resume` an existing run is an error, never overwritten.
 
-    Rank 0 reads and writes the files; the others get its state.
+    Rank 0 reads and writes the files; the others receive its state.
     """
     state = fresh_state(config, ranks.device)
     state.notes = notes or {}
@@ -93,7 +93,7 @@ def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str,
             _open_run_dir(state, config, resume=resume)
         except InputError as error:
             problem = str(error)
-    problem = ranks.agree(problem)
+    problem = ranks.broadcast(problem)
     if problem:
         raise InputError(problem)
     _share(state, ranks)
@@ -111,36 +111,36 @@ def fresh_state(config: RunConfig, device: torch.device) -> RunState:
 
 
 def _share(state: RunState, ranks: Ranks) -> None:
-    """Gives all ranks the state of rank 0."""
-    counters = ranks.agree((state.step, state.best, state.window, state.window_steps, state.evaluated))
+    """Copies the state of rank 0 to all ranks."""
+    counters = ranks.broadcast((state.step, state.best, state.window, state.window_steps, state.evaluated))
     state.step, state.best, state.window, state.window_steps, state.evaluated = counters
-    ranks.copy_first(state.network.state_dict().values())
+    ranks.copy_from_first(state.network.state_dict().values())
     if state.ema is not None:
-        ranks.copy_first(state.ema.average.state_dict().values())
+        ranks.copy_from_first(state.ema.average.state_dict().values())
     if state.step == 0:
         return
     for parameter in state.network.parameters():
         buffer = state.optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-        ranks.copy_first([buffer])
+        ranks.copy_from_first([buffer])
 
 
 def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
-    """Restores what the run's folder holds, or makes it ready for a new run. Raises: InputError."""
+    """Restores the run from its folder, or prepares the folder for a new run. Raises: InputError."""
     run_dir = Path(config.run_dir or "")
-    for half in run_dir.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
+    for half in run_dir.glob(".*.safetensors.*"):  # left by a process that was killed while writing
         half.unlink(missing_ok=True)
     last = run_dir / "last.safetensors"
     if last.exists() and not resume:
         raise InputError(
-            f"{run_dir}: holds a run already; add --resume to go on with it, or run_dir=PATH for another place"
+            f"{run_dir}: holds a run already; add --resume to continue it, or run_dir=PATH to use another folder"
         )
     if last.exists():
         _restore(state, load_checkpoint(last), config, last)
     else:
         best = run_dir / "best.safetensors"
         if best.exists() and not resume:
-            raise InputError(f"{best}: is there without its run; move it, or take another place with run_dir=PATH")
-        # Of a run that was killed before its first checkpoint; its best weights are written over in time.
+            raise InputError(f"{best}: exists without its run; move it, or use another folder with run_dir=PATH")
+        # From a run that was killed before its first checkpoint; its best weights will be overwritten.
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
 
@@ -150,7 +150,7 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: P
         raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
     for name, value in state.notes.items():
         if checkpoint.info.get(name, value) != value:
-            raise InputError(f"{path}: was trained with other {name.replace('_', ' ')} than the data have now")
+            raise InputError(f"{path}: was trained with different {name.replace('_', ' ')} than the data have now")
     state.network.load_state_dict(checkpoint.group("model"))
     if state.ema is not None:
         averaged = checkpoint.group("ema")

@@ -1,4 +1,4 @@
-"""What the training loop asks of whatever is being learnt: a detector or a classifier.
+"""What the training loop needs from a task: training a detector or a classifier.
 
 Legend: B images in a part of a batch, T loss terms.
 """
@@ -18,7 +18,7 @@ from detector.train.state import RunState
 
 
 class AnyBatch(Protocol):
-    """A batch as far as the training loop looks into it; the targets are the task's own."""
+    """The part of a batch that the training loop reads; only the task reads the targets."""
 
     @property
     def images(self) -> Tensor:
@@ -39,7 +39,7 @@ class Measurement:
 
     Attributes:
         metrics: the same on all ranks.
-        summary: the most important ones in a few words.
+        summary: the most important metrics in a few words.
         images: some annotated images for TensorBoard; on rank 0 only.
         details: what the task's report is made from; on rank 0 only.
     """
@@ -55,8 +55,8 @@ class Task(Protocol):
 
     Attributes:
         terms: the names of the T loss terms.
-        metric: the one of `measure` that decides which weights are the best.
-        notes: what else the run's files record, and must find again when the run is resumed.
+        metric: the one from `measure` that decides which weights are the best.
+        notes: facts that the run's files record and that must be the same when the run resumes.
     """
 
     terms: tuple[str, ...]
@@ -67,7 +67,7 @@ class Task(Protocol):
         """A line for each split: what is in it, and what was wrong with it."""
 
     def batches(self, start_step: int) -> Generator[Any]:
-        """The parts of all batches that are for this rank, from `start_step` on; see `ordered_batches`."""
+        """Yields the parts of all batches for this rank, from `start_step` on; see `ordered_batches`."""
 
     def build_loss(self, network: nn.Module) -> Loss:
         """The loss for the network of the run."""
@@ -76,7 +76,7 @@ class Task(Protocol):
         """Evaluates on the validation split; the ranks share the work. Raises: InputError."""
 
     def save_batch(self, folder: Path, batch: Any) -> None:
-        """Writes a batch so that it can be looked at. Raises: OSError."""
+        """Writes a batch for inspection. Raises: OSError."""
 
     def write_report(self, path: Path, state: RunState, measurement: Measurement, *, progress: bool) -> None:
-        """Writes the run's page. Raises: InputError: an image cannot be read."""
+        """Writes the run's report. Raises: InputError: an image cannot be read."""

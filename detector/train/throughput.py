@@ -11,15 +11,15 @@ from detector.train.memory import resident_mb
 
 _Batch = TypeVar("_Batch")
 WAIT_SECONDS = 0.02
-"""Taking over a batch that is ready lasts some milliseconds; what takes longer was not ready."""
+"""Fetching a ready batch takes a few milliseconds; a batch that takes longer than this was not ready."""
 
 
 class Throughput(Generic[_Batch]):
-    """An iterator over batches that measures how long its reader waits for them, within the steps it is told of.
+    """An iterator over batches that measures how much of the time inside `step` is spent waiting for them.
 
     Args:
-        batches: to hand on.
-        batch_size: images of a step, on all ranks.
+        batches: to pass on.
+        batch_size: images per step, over all ranks.
     """
 
     def __init__(self, batches: Generator[_Batch], batch_size: int) -> None:
@@ -41,7 +41,7 @@ class Throughput(Generic[_Batch]):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around the computing of one step."""
+        """Wraps the computation of one step."""
         started, waited_seconds = time.perf_counter(), self._waited_seconds
         yield
         self._seconds += time.perf_counter() - started

@@ -16,10 +16,10 @@ from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
-from detector.video.sink import VIDEO_SUFFIXES, FolderSink, PictureSink, VideoSink, WindowSink
+from detector.video.sink import VIDEO_SUFFIXES, FolderSink, ImageSink, VideoSink, WindowSink
 from detector.video.source import Frame, Source
 
-Sink = VideoSink | FolderSink | PictureSink | WindowSink
+Sink = VideoSink | FolderSink | ImageSink | WindowSink
 
 
 @dataclass
@@ -66,7 +66,7 @@ def open_file_sink(source: Source, path: Path) -> Sink:
             raise InputError(f"{path}: would overwrite {read}, which is being read; choose another path")
     if source.fps is not None:
         return VideoSink(path, source.fps)
-    return FolderSink(path) if into_folder else PictureSink(path)
+    return FolderSink(path) if into_folder else ImageSink(path)
 
 
 def run_video(

@@ -58,13 +58,13 @@ class FolderSink:
             number += 1
             target = Path(f"{Path(name).stem}_{number}{Path(name).suffix}")
         self._written.add(target.name)
-        _write_picture(self._path / target, image)
+        _write_image(self._path / target, image)
 
     def close(self) -> None:
         """Nothing to do: every image is already complete."""
 
 
-class PictureSink:
+class ImageSink:
     """One image file: a single frame unchanged, or a grid of the first `MAX_GRID` frames."""
 
     def __init__(self, path: Path) -> None:
@@ -80,13 +80,13 @@ class PictureSink:
     def close(self) -> None:
         """Writes the file. Raises: InputError when it cannot be written."""
         if len(self._images) == 1:
-            _write_picture(self._path, self._images[0])
+            _write_image(self._path, self._images[0])
         elif self._images:
-            _write_picture(self._path, tile(self._images, columns=4, cell_hw=(240, 320)))
+            _write_image(self._path, tile(self._images, columns=4, cell_hw=(240, 320)))
         self._images = []
 
 
-def _write_picture(path: Path, image: Image) -> None:
+def _write_image(path: Path, image: Image) -> None:
     try:
         written = cv2.imwrite(str(path), image[..., ::-1])
     except cv2.error:

@@ -66,7 +66,7 @@ class Source:
         """Frees the device; nothing to free by default."""
 
 
-class PictureSource(Source):
+class ImageSource(Source):
     """Image files, one after the other. A file that cannot be read raises an error when it is reached."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -179,14 +179,14 @@ def open_source(text: str) -> Source:
         return LiveSource(capture, text)
     path = Path(text)
     if path.is_dir() or has_magic(text):
-        images = list_images(path) if path.is_dir() else _glob_pictures(text)
+        images = list_images(path) if path.is_dir() else _glob_images(text)
         if not images:
             raise InputError(f"{text}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
-        return PictureSource(images)
+        return ImageSource(images)
     if not path.is_file():
         raise InputError(f"{text}: no such file; expected cam0, a video, an image, a folder, a glob or a stream URL")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return PictureSource([path])
+        return ImageSource([path])
     with _quiet_opencv():
         capture = cv2.VideoCapture(text)
     if not capture.isOpened():
@@ -194,7 +194,7 @@ def open_source(text: str) -> Source:
     return VideoSource(capture, text)
 
 
-def _glob_pictures(pattern: str) -> list[Path]:
+def _glob_images(pattern: str) -> list[Path]:
     return sorted(path for path in map(Path, iglob(pattern)) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 

@@ -1,4 +1,4 @@
-"""The paper's counting, by hand."""
+"""The paper's cost counts, checked by hand."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_groups_divide_the_cost() -> None:
     assert cost.bflops == pytest.approx(2 * 54 * 9 / 1e9)
 
 
-def test_hooks_go_when_the_network_fails() -> None:
+def test_hooks_are_removed_when_the_network_fails() -> None:
     network = nn.Sequential(nn.Conv2d(5, 1, 1))
     with pytest.raises(RuntimeError):
         measure_complexity(network, (8, 8))

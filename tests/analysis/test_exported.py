@@ -21,13 +21,13 @@ def test_a_result_lives_until_its_last_reader_has_run() -> None:
     assert peak == 20 + 30 + 30
 
 
-def test_what_nobody_reads_is_held_to_the_end() -> None:
+def test_an_unread_result_is_held_to_the_end() -> None:
     held, peak = held_bytes([Step("image", 10, ()), Step("output", 5, ("image",)), Step("last", 7, ("image",))])
     assert held == {"image": 10, "output": 15, "last": 12}
     assert peak == 22
 
 
-def test_the_executed_graph_is_free_of_weights_and_views() -> None:
+def test_the_executed_graph_has_no_weights_or_views() -> None:
     images = opset13.parameter([1, 3, 8, 8], np.float32, name="images")
     convolved = convolution(images, 4, "convolved")
     flat = opset13.reshape(opset13.relu(convolved), np.array([1, 256]), special_zero=False)
@@ -37,12 +37,12 @@ def test_the_executed_graph_is_free_of_weights_and_views() -> None:
     moves = [name for name in steps if name.startswith(("images_", "convolved_"))]  # from one layout to another
     assert set(steps) == {"images", "convolved", "summed", *moves}, "the activation is part of the convolution"
     assert steps["convolved"].reads[0] in ("images", *moves)
-    assert steps["summed"].reads[0] in ("convolved", *moves), "the view in between owns nothing"
+    assert steps["summed"].reads[0] in ("convolved", *moves), "the view in between owns no memory"
     written = {name: step.written for name, step in steps.items() if name not in moves}
     assert written == {"images": 4 * 3 * 64, "convolved": 4 * 4 * 64, "summed": 4}
 
 
-def test_two_heads_come_in_the_order_of_execution_and_stay() -> None:
+def test_two_heads_are_in_execution_order_and_stay_in_memory() -> None:
     images = opset13.parameter([1, 3, 8, 8], np.float32, name="images")
     trunk = convolution(images, 4, "trunk")
     first = convolution(trunk, 2, "first")
@@ -54,7 +54,7 @@ def test_two_heads_come_in_the_order_of_execution_and_stay() -> None:
     assert numbers == sorted(numbers)
     held, _ = held_bytes(steps)
     maps = [step for step in steps if not any(step.name in other.reads for other in steps)]
-    assert held[steps[-1].name] == sum(step.written for step in maps) == 4 * 64 * (2 + 2), "both are the caller's"
+    assert held[steps[-1].name] == sum(step.written for step in maps) == 4 * 64 * (2 + 2), "the caller holds both"
 
 
 def convolution(source: openvino.Node, channels: int, name: str) -> openvino.Node:

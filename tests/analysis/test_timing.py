@@ -1,4 +1,4 @@
-"""Times beside the roofline, with given times; no test measures how fast something is."""
+"""Layer times against the roofline, with given times; no test checks real speed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detector.models.layers import ConvBN
 COST = LayerCost("a", "conv", "1x1/1", (10, 10, 10), (20, 10, 10), params=200, bflops=0.02, cio=3000)
 
 
-def test_a_layer_that_computes_much_is_bound_by_computing() -> None:
+def test_a_layer_with_much_compute_is_bound_by_compute() -> None:
     time = layer_time(COST, 0.4, Machine(gflops=100, gbytes=10))
     assert time.bound == "compute"
     assert time.best_ms == pytest.approx(0.2)
@@ -22,14 +22,14 @@ def test_a_layer_that_computes_much_is_bound_by_computing() -> None:
     assert time.lost_ms == pytest.approx(0.2)
 
 
-def test_a_layer_that_moves_much_is_bound_by_memory() -> None:
+def test_a_layer_with_much_traffic_is_bound_by_memory() -> None:
     time = layer_time(COST, 2.0, Machine(gflops=1e6, gbytes=0.0128))
     assert time.bound == "memory"
     assert time.best_ms == pytest.approx(1.0), "3,200 numbers of 4 bytes at 12.8 kB/ms"
     assert time.share_of_roofline == pytest.approx(0.5)
 
 
-def test_the_layer_that_loses_most_comes_first() -> None:
+def test_the_layer_that_loses_most_time_comes_first() -> None:
     machine = Machine(gflops=100, gbytes=10)
     costs = [COST, LayerCost("b", "conv", "1x1/1", (10, 10, 10), (20, 10, 10), params=200, bflops=0.02, cio=3000)]
     times = {"a": layer_time(COST, 0.3, machine), "b": layer_time(costs[1], 0.9, machine)}
@@ -39,7 +39,7 @@ def test_the_layer_that_loses_most_comes_first() -> None:
     assert "0.30 ms elsewhere" in lines[-1]
 
 
-def test_every_layer_is_timed_and_the_network_is_left_alone() -> None:
+def test_every_layer_is_timed_and_the_network_is_unchanged() -> None:
     network = nn.Sequential(ConvBN(3, 8, 3), nn.MaxPool2d(2))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     names = [cost.name for cost in measure_complexity(network, (32, 32))]

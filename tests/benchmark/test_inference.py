@@ -1,7 +1,7 @@
-"""The table of inference is complete and consistent; how fast anything is, no test asks.
+"""The inference table is complete and consistent; no test checks speed.
 
-The tool runs in a process of its own, as users run it; in the process of all tests its libraries would meet the
-threads of all others.
+The tool runs in its own process, as users run it. In the process of the tests, its libraries would meet the threads of
+all other libraries.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def benchmark(*arguments: str) -> dict[str, Any]:
     return table
 
 
-def test_rows_add_up(lively_weights: Path) -> None:
+def test_rows_add_up(random_weights: Path) -> None:
     backends = "torch,openvino,openvino-bf16"
-    table = benchmark(str(lively_weights), "--backends", backends, "--size", "64", "96", "--threads", "1")
+    table = benchmark(str(random_weights), "--backends", backends, "--size", "64", "96", "--threads", "1")
     assert table["size_hw"] == [64, 96]
     expected = ["torch", "openvino", "openvino-bf16"] if computes_in_bf16() else ["torch", "openvino"]
     assert [row["backend"] for row in table["rows"]] == expected
@@ -40,7 +40,7 @@ def test_rows_add_up(lively_weights: Path) -> None:
         assert row["p50_ms"] < row["end_to_end_ms"] == pytest.approx(1000 / row["fps"])
         assert row["gflops"] == pytest.approx(1000 * table["gflop"] / row["p50_ms"])
         assert row["ap50"] is None
-        assert row["throughput"] is None, "one thread has nothing to do side by side"
+        assert row["throughput"] is None, "one thread runs nothing in parallel"
     text = inference_text(table)
     assert text.count("openvino") == len(expected) - 1
     slowest = max(table["rows"], key=lambda row: row["p50_ms"])["backend"]
@@ -63,15 +63,15 @@ def test_ap50_and_int8(trained_run: Path, tiny_data: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backends", "openvino", "--precisions", "int8"], "nothing of what was asked for can run it"),
+        (["--backends", "openvino", "--precisions", "int8"], "none of the requested backends and precisions"),
         (["--backends", "openvion"], "--backends: expected some of torch, torch-bf16, onnxruntime, openvino, "),
         (["--threads", "0"], "--images, --rounds and --threads must be at least 1"),
         (["--precisions", "fp4"], "--precisions: expected some of fp32, bf16, int8"),
         (["--size", "50"], "--size: expected one or two multiples of 32"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(lively_weights: Path, arguments: list[str], message: str) -> None:
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), str(lively_weights), *arguments]
+def test_a_wrong_request_is_a_one_line_error(random_weights: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), str(random_weights), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: ")

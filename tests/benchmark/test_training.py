@@ -1,4 +1,4 @@
-"""The benchmark's tables are complete and consistent; how fast anything is, no test asks."""
+"""The benchmark's tables are complete and consistent; no test checks speed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_loader_table_adds_up(tiny: Make) -> None:
         stages = sum(row[stage] for stage in ("read", "decode", "augment", "mosaic", "collate"))
         assert 0 < stages <= row["total"]
         assert row["images_per_second"] == pytest.approx(1000 / row["total"])
-    assert table["cold"]["decode"] > table["warm"]["decode"] == 0, "64 pictures fit into the cache"
+    assert table["cold"]["decode"] > table["warm"]["decode"] == 0, "64 images fit into the cache"
     assert "warm cache" in loader_text(table, 1)
 
 
@@ -49,7 +49,7 @@ def test_random_batch_has_the_shape_of_a_part(tiny: Make) -> None:
     assert boxes[:, 3].max() <= 64
 
 
-def test_a_benchmark_whose_network_fails_says_so(tiny: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_network_that_fails_in_the_benchmark_is_reported(tiny: Make, capfd: pytest.CaptureFixture[str]) -> None:
     config = tiny()
     broken = replace(config, train=replace(config.train, learning_rate=float("nan")))
     with pytest.raises(InputError, match="benchmark: "):

@@ -24,11 +24,11 @@ def test_every_config_loads_and_survives_a_round_trip(path: Path, tmp_path: Path
     assert path.read_text().startswith("# "), "the header (command, time, result) is missing"
 
 
-def test_every_run_has_a_folder_of_its_own() -> None:
+def test_every_run_has_its_own_folder() -> None:
     assert len({path.stem for path in CONFIGS}) == len(CONFIGS)
 
 
-def test_detectors_of_the_paper_differ_in_the_network_the_size_and_the_box_loss_only() -> None:
+def test_paper_detectors_differ_only_in_network_input_size_and_box_loss() -> None:
     first = load_config(ROOT / "configs/csppelee_efm.yaml")
     for path in (ROOT / "configs/coco").glob("[!b]*.yaml"):
         config = load_config(path)
@@ -38,7 +38,7 @@ def test_detectors_of_the_paper_differ_in_the_network_the_size_and_the_box_loss_
         assert config.model.class_names == first.model.class_names, path
 
 
-def test_a_classifiers_config_is_not_taken_for_a_detectors() -> None:
+def test_a_classifier_config_is_not_accepted_as_a_detector_config() -> None:
     with pytest.raises(InputError, match="task: classify"):
         load_config(ROOT / "configs/classify_tiny.yaml")
 
@@ -100,7 +100,7 @@ def test_a_damaged_file_is_explained(tmp_path: Path, old: str, new: str, message
         load_config(bad)
 
 
-def test_no_file_and_no_mapping(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_file_without_a_mapping(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such config"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
@@ -115,7 +115,7 @@ def test_a_base_is_merged_key_by_key_but_another_choice_replaces_the_whole_secti
     (tmp_path / "top.yaml").write_text("base: middle.yaml\ntrain: {policy: {final_scale: 0.5}}\n")
     tiny, top = load_config(ROOT / "configs/tiny.yaml"), load_config(tmp_path / "top.yaml")
     assert top.train == replace(tiny.train, seed=7, policy=replace(tiny.train.policy, final_scale=0.5))
-    assert asdict(top.model.neck) == {"name": "prn_3l"}, "efm's attention went with efm"  # type: ignore[union-attr]
+    assert asdict(top.model.neck) == {"name": "prn_3l"}, "no attention without efm"  # type: ignore[union-attr]
     assert top.run_dir == "weights/top"
     other = load_config(tmp_path / "top.yaml", ["train.policy.name=poly", "train.policy.power=2"])
     assert asdict(other.train.policy) == {"name": "poly", "power": 2.0}
@@ -125,7 +125,7 @@ def test_a_base_is_merged_key_by_key_but_another_choice_replaces_the_whole_secti
     ("files", "message"),
     [
         ({"a": "base: b.yaml", "b": "base: c.yaml", "c": "base: a.yaml"}, "a.yaml -> .*b.yaml -> .*c.yaml -> .*a.yaml"),
-        ({"a": "base: a.yaml"}, "form a circle"),
+        ({"a": "base: a.yaml"}, "form a cycle"),
         ({"a": "base: b.yaml", "b": "base: none.yaml"}, "a.yaml -> .*b.yaml -> .*none.yaml: no such config; check"),
         ({"a": "base: [b.yaml]"}, "base: expected the path of one file"),
     ],
@@ -137,7 +137,7 @@ def test_a_wrong_base_names_the_chain(tmp_path: Path, files: dict[str, str], mes
         load_config(tmp_path / "a.yaml")
 
 
-def test_the_recipes_of_the_paper_are_what_they_were() -> None:
+def test_the_recipes_of_the_paper_are_unchanged() -> None:
     """Every value of every config, bases and defaults included; a changed recipe changes the hash."""
     values = {str(path.relative_to(ROOT)): asdict(load_run_config(path)) for path in CONFIGS}
     assert len(values) == 78

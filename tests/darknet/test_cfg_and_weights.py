@@ -1,4 +1,4 @@
-"""cfg text and weights files: what is wrong is named by file and line; no input brings the program down."""
+"""cfg text and weights files: errors name the file and the line; no input crashes the program."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_parse_by_hand_and_back() -> None:
         ("stride=2", "stride=2\ngroups=3", "line 10: .*groups=3: expected a divisor of 3 inputs and 4 filters"),
     ],
 )
-def test_what_is_wrong_is_named_by_line(old: str, new: str, message: str) -> None:
+def test_an_error_names_its_line(old: str, new: str, message: str) -> None:
     assert old in SMALL
     with pytest.raises(InputError, match=message):
         build_darknet(SMALL.replace(old, new), "x.cfg")
@@ -93,13 +93,13 @@ def test_a_section_may_read_one_layer_twice(section: str) -> None:
         assert network(torch.rand(1, 3, 32, 32))[0].shape == (1, 14, 16, 16)
 
 
-def test_a_key_that_stands_twice_counts_as_in_darknet(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_key_counts_as_in_darknet(caplog: pytest.LogCaptureFixture) -> None:
     sections = parse_cfg("[net]\nwidth=32\nwidth=64\n[avgpool]\n", "x.cfg")
     assert sections[0].integer("width", 1) == 32
     assert "x.cfg, line 3: [net] width appears twice" in caplog.text
 
 
-def test_a_mistyped_size_takes_no_memory() -> None:
+def test_a_mistyped_size_allocates_no_memory() -> None:
     layer = "[convolutional]\nfilters=4000\nsize=3\nactivation=linear\n"
     with pytest.raises(InputError, match="weights; at most"):
         build_darknet("[net]\nwidth=32\nheight=32\n" + layer * 6, "x.cfg")
@@ -145,7 +145,7 @@ def test_short_long_and_wrong_files(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             network.load_weights(tmp_path / "bad.weights")
         after = network.state_dict().values()
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "half a file was taken"
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "half a file was loaded"
     with pytest.raises(InputError, match="cannot be read: No such file"):
         load_darknet(cfg, tmp_path / "none.weights")
     with pytest.raises(InputError, match="cannot be read: No such file"):

@@ -51,7 +51,7 @@ def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, atte
     torch.manual_seed(0)
     network = build_detector(model)  # type: ignore[arg-type]
     with torch.no_grad():
-        network.train()(torch.rand(4, 3, 64, 64))  # statistics of its own
+        network.train()(torch.rand(4, 3, 64, 64))  # fills the running statistics
         exported = export_detector(network, model, replace(config.preprocess, letterbox=letterbox))  # type: ignore[arg-type]
         images = torch.rand(1, 3, 96, 96)
         for ours, theirs in zip(network.eval()(images), exported(images), strict=True):
@@ -60,7 +60,7 @@ def test_an_exported_detector_gives_the_same_maps(backbone: str, neck: str, atte
     assert ("letter_box=1" in exported.cfg_text) == letterbox
 
 
-def test_squeeze_and_excitation_is_not_dropped_without_a_word() -> None:
+def test_squeeze_and_excitation_is_not_dropped_silently() -> None:
     config = load_config(ROOT / "configs/tiny.yaml")
     model = replace(config.model, backbone=CSPPeleeNetConfig("csppeleenet", squeeze_excite=True))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="does not support squeeze and excitation"):
@@ -70,7 +70,7 @@ def test_squeeze_and_excitation_is_not_dropped_without_a_word() -> None:
 def test_round_trip_of_files(trained_run: Path, tmp_path: Path) -> None:
     report = to_darknet(str(trained_run), tmp_path / "tiny.cfg")
     assert report["largest_difference"] < 1e-5
-    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)  # of the network's size: no resizing
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)  # the network's size: no resizing
     original = Predictor(trained_run / "best.safetensors", score_threshold=0.001)
     exported = Predictor(tmp_path / "tiny.cfg", score_threshold=0.001)
     assert exported.class_names == original.class_names
@@ -104,14 +104,14 @@ def test_a_conversion_that_disagrees_is_refused(
 
 @pytest.fixture(scope="module")
 def exported_classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
-    """CSPPeleeNet as Darknet files: of our networks those without Maxout and SAM are what other programs know."""
+    """CSPPeleeNet as Darknet files: other programs know our networks only without Maxout and SAM."""
     config = load_config(ROOT / "configs/tiny.yaml")
     torch.manual_seed(0)
     network = build_classifier(ClassifierConfig(config.model.backbone, 10))  # type: ignore[union-attr]
     with torch.no_grad():
-        network.train()(torch.rand(8, 3, 64, 64))  # statistics of its own
+        network.train()(torch.rand(8, 3, 64, 64))  # fills the running statistics
     writer = CfgWriter()
-    writer.go_to(_backbone(writer, network.eval().backbone)[-1])
+    writer.route_to(_backbone(writer, network.eval().backbone)[-1])
     writer.section("avgpool")
     writer.conv(network.output, torch.nn.Identity(), "linear")
     writer.section("softmax", {"groups": 1})
@@ -224,7 +224,7 @@ def test_fine_tuning_reports_what_was_filled(trained_run: Path, tmp_path: Path) 
     assert report["convolutions"] == 1
     other = load_darknet(tmp_path / "x.cfg")
     filled = load_initial_weights(other, tmp_path / "first.1")
-    assert filled.summary() == "1 of 2 filled; fresh: layer 1 [convolutional]"
+    assert filled.summary() == "1 of 2 loaded; not loaded: layer 1 [convolutional]"
     assert torch.equal(other.convolutions()[0][1].conv.weight, network.convolutions()[0][1].conv.weight)
     (tmp_path / "odd").write_bytes((tmp_path / "all.weights").read_bytes()[:-4])
     with pytest.raises(InputError, match="does not end where a layer of this cfg ends"):

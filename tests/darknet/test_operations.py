@@ -1,4 +1,4 @@
-"""Sections by hand-computed numbers."""
+"""Darknet sections against hand-computed numbers."""
 
 import torch
 
@@ -32,7 +32,7 @@ def test_route_groups() -> None:
     assert Route(2, 0)(x, x + 10).flatten().tolist() == [0, 1, 10, 11]
 
 
-def test_maxpool_pads_behind_first() -> None:
+def test_maxpool_pads_the_end_first() -> None:
     x = torch.arange(5.0).view(1, 1, 1, 5).expand(1, 1, 5, 5)
     assert MaxPool(2, (2, 2), 1)(x)[0, 0, 0].tolist() == [1, 3, 4]
     assert MaxPool(2, (1, 1), 1)(x)[0, 0, 0].tolist() == [1, 2, 3, 4, 4]

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and grades it."""
+"""The doctor finds problems and grades them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from detector.data.doctor import examine, report_text
 from detector.errors import InputError
 
 
-def make_coco(root: Path, split: str, pictures: list[int], boxes: list[list[float]]) -> None:
+def make_coco(root: Path, split: str, images: list[int], boxes: list[list[float]]) -> None:
     (root / "images").mkdir(parents=True, exist_ok=True)
-    for number in pictures:
+    for number in images:
         noise = np.random.default_rng(number).integers(0, 255, (40, 50, 3), np.uint8)
         cv2.imwrite(str(root / "images" / f"{number}.png"), noise)
     content = {
-        "images": [{"id": n, "file_name": f"{n}.png", "width": 50, "height": 40} for n in pictures],
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 50, "height": 40} for n in images],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": [
-            {"id": n + 1, "image_id": pictures[0], "category_id": 1, "bbox": box, "iscrowd": 0}
+            {"id": n + 1, "image_id": images[0], "category_id": 1, "bbox": box, "iscrowd": 0}
             for n, box in enumerate(boxes)
         ],
     }
@@ -45,7 +45,7 @@ def test_a_clean_data_set(tmp_path: Path) -> None:
     assert "nothing found" in report_text(report)
 
 
-def test_warnings_for_labels_and_shared_pictures(tmp_path: Path) -> None:
+def test_warnings_for_labels_and_shared_images(tmp_path: Path) -> None:
     make_coco(tmp_path, "train", [1, 2], [*GOOD, [5.0, 5.0, 0.0, 9.0]])
     make_coco(tmp_path, "val", [2, 3], GOOD)
     report = examine(tmp_path)
@@ -70,7 +70,7 @@ def test_errors_for_files(tmp_path: Path) -> None:
     report = examine(tmp_path / "train.json")
     assert report.exit_code() == 2
     assert sorted(problem.rule for problem in report.splits[0].problems) == ["duplicate_image", "unreadable_image"]
-    assert examine(tmp_path / "train.json", read_pictures=False).exit_code() == 0
+    assert examine(tmp_path / "train.json", read_images=False).exit_code() == 0
     (tmp_path / "images/3.png").unlink()
     assert "missing_image" in report_text(examine(tmp_path / "train.json"))
 

@@ -69,7 +69,7 @@ def url(server: Server, name: str) -> str:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_goes_on_where_it_broke_off(server: Server, ranges: bool, tmp_path: Path) -> None:
+def test_resumes_where_it_broke_off(server: Server, ranges: bool, tmp_path: Path) -> None:
     server.break_after = 3000
     with pytest.raises(InputError, match="download interrupted"):
         download(url(server, "a.bin"), tmp_path / "a.bin", progress=False)
@@ -83,7 +83,7 @@ def test_goes_on_where_it_broke_off(server: Server, ranges: bool, tmp_path: Path
     assert len(server.requests) == 2, "fetched again without need"
 
 
-def test_a_part_that_is_whole_already(server: Server, tmp_path: Path) -> None:
+def test_a_part_file_that_is_already_complete(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.bin.part").write_bytes(server.files["/a.bin"])
     download(url(server, "a.bin"), tmp_path / "a.bin", progress=False)
     assert (tmp_path / "a.bin").read_bytes() == server.files["/a.bin"]

@@ -14,17 +14,17 @@ from detector.data.open import list_splits, open_dataset
 from detector.errors import InputError
 
 CLASSES = ("cat", "dog")
-GOOD = [("dog", 10.0, 20.0, 50.0, 60.0), ("cat", 0.0, 0.0, 100.0, 80.0)]  # in a 100x80 picture
+GOOD = [("dog", 10.0, 20.0, 50.0, 60.0), ("cat", 0.0, 0.0, 100.0, 80.0)]  # in a 100x80 image
 Writer = Callable[[Path, list[tuple[str, float, float, float, float]]], Path]
 
 
-def write_picture(path: Path) -> None:
+def write_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), np.full((80, 100, 3), 90, np.uint8))
 
 
 def write_coco(root: Path, objects: list[tuple[str, float, float, float, float]]) -> Path:
-    write_picture(root / "images" / "a.jpg")
+    write_image(root / "images" / "a.jpg")
     ids = {"cat": 17, "dog": 90, "bird": 3}  # sparse, not in the order of the names
     content = {
         "images": [{"id": 5, "file_name": "a.jpg", "width": 100, "height": 80}],
@@ -39,7 +39,7 @@ def write_coco(root: Path, objects: list[tuple[str, float, float, float, float]]
 
 
 def write_voc(root: Path, objects: list[tuple[str, float, float, float, float]]) -> Path:
-    write_picture(root / "JPEGImages" / "a.jpg")
+    write_image(root / "JPEGImages" / "a.jpg")
     (root / "Annotations").mkdir()
     (root / "ImageSets/Main").mkdir(parents=True)
     (root / "ImageSets/Main/train.txt").write_text("a\n")
@@ -54,7 +54,7 @@ def write_voc(root: Path, objects: list[tuple[str, float, float, float, float]])
 
 
 def write_yolo(root: Path, objects: list[tuple[str, float, float, float, float]]) -> Path:
-    write_picture(root / "images" / "train" / "a.jpg")
+    write_image(root / "images" / "train" / "a.jpg")
     (root / "labels/train").mkdir(parents=True)
     ids = {"cat": 0, "dog": 1, "bird": 2}
     (root / "labels/train/a.txt").write_text(
@@ -105,7 +105,7 @@ def test_a_bad_label_is_reported_and_the_others_stay(write: Writer, bad: tuple, 
 
 @WRITERS
 @pytest.mark.parametrize(("policy", "left", "action"), [("clip", 3, "clipped"), ("drop", 2, "object dropped")])
-def test_policies_for_a_box_that_sticks_out(write: Writer, policy: str, left: int, action: str, tmp_path: Path) -> None:
+def test_policies_for_a_box_partly_outside(write: Writer, policy: str, left: int, action: str, tmp_path: Path) -> None:
     path = write(tmp_path, [*GOOD, ("cat", 60.0, 50.0, 130.0, 70.0)])
     split = None if path.suffix == ".json" else "train"
     dataset = open_dataset(path, split, class_names=CLASSES, policy=policy)
@@ -118,7 +118,7 @@ def test_policies_for_a_box_that_sticks_out(write: Writer, policy: str, left: in
 
 
 @WRITERS
-def test_a_missing_picture_drops_the_image(write: Writer, tmp_path: Path) -> None:
+def test_an_image_without_its_file_is_dropped(write: Writer, tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     next(tmp_path.rglob("a.jpg")).unlink()
     if write is write_yolo:
@@ -197,7 +197,7 @@ def test_a_file_that_is_not_coco(content: str, message: str, tmp_path: Path) -> 
         open_dataset(tmp_path / "x.json")
 
 
-def test_nothing_there_and_wrong_split(tmp_path: Path) -> None:
+def test_a_missing_data_set_and_a_wrong_split(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such data set"):
         open_dataset(tmp_path / "none")
     root = write_voc(tmp_path / "voc", GOOD)
@@ -208,7 +208,7 @@ def test_nothing_there_and_wrong_split(tmp_path: Path) -> None:
         open_dataset(root, "train", class_names=CLASSES)
 
 
-def test_yolo_line_that_is_no_label(tmp_path: Path) -> None:
+def test_yolo_line_that_is_not_a_label(tmp_path: Path) -> None:
     path = write_yolo(tmp_path, GOOD)
     labels = tmp_path / "labels/train/a.txt"
     labels.write_text(labels.read_text() + "0 0.5 0.5\n1.5 0.5 0.5 0.1 0.1\n9 0.5 0.5 0.1 0.1\n")
@@ -238,7 +238,7 @@ def test_coco_subset(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, float("nan"), 4], "x"])
-def test_an_annotation_without_a_box_disturbs_no_evaluation(bbox: object, tmp_path: Path) -> None:
+def test_an_annotation_without_a_box_does_not_disturb_an_evaluation(bbox: object, tmp_path: Path) -> None:
     path = write_coco(tmp_path, GOOD)
     content = json.loads(path.read_text())
     content["annotations"].append({"id": 99, "image_id": 5, "category_id": 17, "bbox": bbox})
@@ -251,14 +251,14 @@ def test_an_annotation_without_a_box_disturbs_no_evaluation(bbox: object, tmp_pa
 
 
 @pytest.mark.parametrize("names", ["{1: cat, 2: dog}", "[]", "null", "3"])
-def test_yolo_names_that_leave_a_class_open_are_refused(names: str, tmp_path: Path) -> None:
+def test_incomplete_yolo_names_are_refused(names: str, tmp_path: Path) -> None:
     path = write_yolo(tmp_path, GOOD)
     path.write_text(f"names: {names}\ntrain: images/train\n")
     with pytest.raises(InputError, match="names: expected a list, or a mapping from 0"):
         open_dataset(path, "train")
 
 
-def test_text_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]\n")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         open_dataset(tmp_path / "data.yaml", "train")

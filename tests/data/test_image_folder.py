@@ -1,4 +1,4 @@
-"""Pictures in class folders, Darknet's crops, and mixed pictures with mixed labels."""
+"""Images in class folders, Darknet's crops, and mixed images with mixed labels."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ def test_classes_are_the_folders_by_name(folder: Path) -> None:
         ("nothing", 2, "no such folder; expected one folder of images for each class"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_named(folder: Path, split: str, num_classes: int, message: str) -> None:
+def test_a_wrong_folder_is_explained(folder: Path, split: str, num_classes: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_image_folder(str(folder), split, num_classes=num_classes)
 
 
-def test_a_class_without_pictures_is_an_error(folder: Path) -> None:
+def test_a_class_without_images_is_an_error(folder: Path) -> None:
     (folder / "train/emu").mkdir()
     with pytest.raises(InputError, match="emu"):
         open_image_folder(str(folder), "train", num_classes=3)
 
 
-def test_the_doctor_reads_every_picture(folder: Path) -> None:
-    (folder / "train/dog/1.png").write_bytes(b"no picture")
+def test_the_doctor_reads_every_image(folder: Path) -> None:
+    (folder / "train/dog/1.png").write_bytes(b"not an image")
     (problem,) = examine_folders(str(folder), ("train",), num_classes=2)
     assert problem.where.endswith("train/dog/1.png")
     assert problem.rule == "unreadable_image"
@@ -101,16 +101,16 @@ def test_a_sample_is_a_function_of_seed_step_and_slot(folder: Path) -> None:
     assert not batch.images.equal(other.images)
 
 
-def test_a_picture_that_cannot_be_read_is_named(folder: Path) -> None:
+def test_an_unreadable_image_is_named(folder: Path) -> None:
     broken = folder / "train/cat/0.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     dataset = open_image_folder(str(folder), "train", num_classes=2)
     samples = ClassSamples(dataset, config(folder))
     with pytest.raises(InputError, match=r"cat/0.png"):
         [samples[(0, slot)] for slot in range(6)]
 
 
-def test_the_middle_is_what_an_evaluation_sees() -> None:
+def test_an_evaluation_sees_the_centre() -> None:
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 32:96] = 255
     assert centre_view(image, 64).shape == (64, 64, 3)
@@ -122,12 +122,12 @@ def test_a_view_without_any_augmentation_keeps_the_scale() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     before = image.copy()
     view = random_view(image, 64, PLAIN, np.random.default_rng(1))
-    # Through HSV and back, which rounds.
+    # The conversion to HSV and back rounds.
     assert np.abs(view.astype(int) - image).max() <= 6
     assert (image == before).all(), "the argument was changed"
 
 
-def test_a_wide_picture_is_cut_at_random_places() -> None:
+def test_a_wide_image_is_cropped_at_random_places() -> None:
     ramp = np.repeat(np.arange(0, 240, dtype=np.uint8)[None, :, None], 60, axis=0).repeat(3, axis=2)
     rng = np.random.default_rng(0)
     centres = [int(random_view(ramp, 64, PLAIN, rng)[32, 32, 0]) for _ in range(40)]

@@ -1,4 +1,4 @@
-"""Pictures of every common kind, and broken ones."""
+"""Images of every common kind, and broken ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detector.errors import InputError
 RED = (200, 30, 30)
 
 
-def picture() -> np.ndarray:
+def red_image() -> np.ndarray:
     """40 wide, 20 high, red, with a green left third."""
     image = np.full((20, 40, 3), RED, np.uint8)
     image[:, :13] = (30, 200, 30)
@@ -35,7 +35,7 @@ def picture() -> np.ndarray:
     ],
 )
 def test_colours_arrive_as_rgb(name: str, mode: str, tmp_path: Path) -> None:
-    Image.fromarray(picture()).convert(mode).save(tmp_path / name)
+    Image.fromarray(red_image()).convert(mode).save(tmp_path / name)
     image = read_image(tmp_path / name)
     assert image.shape == (20, 40, 3)
     assert image.dtype == np.uint8
@@ -60,11 +60,11 @@ def test_exif_orientation(
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(picture()).save(path, exif=exif, quality=95)
+    Image.fromarray(red_image()).save(path, exif=exif, quality=95)
     image = read_image(path)
     assert image.shape[:2] == size_hw == read_image_size(path)
     assert image[green_at][1] > 150
-    # Labels that were made for the file's own orientation get the file's own orientation.
+    # Labels made for the stored orientation get the image in its stored orientation.
     assert read_image(path, expected_hw=(20, 40)).shape[:2] == (20, 40)
 
 
@@ -79,7 +79,7 @@ def test_a_truncated_file_is_an_error(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"no image", "not a readable image")])
-def test_no_picture_at_all(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_image(tmp_path / "x.jpg")
@@ -90,12 +90,12 @@ def test_no_picture_at_all(content: bytes, message: str, tmp_path: Path) -> None
 def test_missing_file_and_wrong_size(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read_image(tmp_path / "none.jpg")
-    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(red_image()).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="is 40x20, but its annotation says 50x50"):
         read_image(tmp_path / "a.png", expected_hw=(50, 50))
 
 
-def test_listing_is_sorted_and_only_pictures(tmp_path: Path) -> None:
+def test_listing_is_sorted_and_has_only_images(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png"]

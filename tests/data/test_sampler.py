@@ -74,7 +74,7 @@ def test_another_seed_gives_other_samples(tiny: Callable[..., DetectConfig]) -> 
     assert first.image.tobytes() != second.image.tobytes()
 
 
-def test_an_unreadable_picture_is_replaced_and_reported(
+def test_an_unreadable_image_is_replaced_and_reported(
     tiny: Callable[..., DetectConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     from pathlib import Path

@@ -16,7 +16,7 @@ from detector.data.images import decode_image, read_bytes
 from detector.data.mosaic import mosaic
 from detector.data.paths import PathTable
 from detector.data.sampler import PARTNER_WINDOW, image_index, partner_indices
-from detector.data.samples import PictureCache, TrainingSamples, decode_reduction
+from detector.data.samples import ImageCache, TrainingSamples, decode_reduction
 from detector.errors import InputError
 from detector.structures import Sample
 from detector.train.detection import open_split
@@ -30,25 +30,25 @@ def sample(value: int = 0, side: int = 4) -> Sample:
 
 
 @pytest.mark.parametrize(
-    ("picture_hw", "needed_hw", "reduction", "reason"),
+    ("image_hw", "needed_hw", "reduction", "reason"),
     [
         ((480, 640), (416, 416), 1, "hardly larger"),
         ((831, 832), (416, 416), 1, "half of the height would be too little"),
         ((832, 832), (416, 416), 2, "exactly half"),
         ((3000, 4000), (416, 416), 4, "a photograph"),
-        ((9000, 9000), (416, 416), 8, "more than 8 is not offered"),
+        ((9000, 9000), (416, 416), 8, "8 is the largest reduction"),
         ((100, 100), (416, 416), 1, "smaller than needed"),
     ],
 )
-def test_how_far_a_picture_may_be_reduced(
-    picture_hw: tuple[int, int], needed_hw: tuple[float, float], reduction: int, reason: str
+def test_how_far_an_image_may_be_reduced(
+    image_hw: tuple[int, int], needed_hw: tuple[float, float], reduction: int, reason: str
 ) -> None:
-    assert decode_reduction(picture_hw, needed_hw) == reduction, reason
+    assert decode_reduction(image_hw, needed_hw) == reduction, reason
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("reduction", [2, 4, 8])
-def test_reduced_decoding_shows_the_same_picture(tmp_path: Path, suffix: str, reduction: int) -> None:
+def test_reduced_decoding_shows_the_same_image(tmp_path: Path, suffix: str, reduction: int) -> None:
     height, width = 200, 301
     rows, columns = np.mgrid[:height, :width]
     image = np.stack((rows, columns * 255 // width, np.full_like(rows, 40)), axis=-1).astype(np.uint8)
@@ -64,7 +64,7 @@ def test_reduced_decoding_shows_the_same_picture(tmp_path: Path, suffix: str, re
         decode_image(content, "x", expected_hw=(180, 301), reduction=reduction)
 
 
-def test_boxes_of_a_reduced_picture_fit_it(tiny: Callable[..., DetectConfig]) -> None:
+def test_boxes_of_a_reduced_image_fit_it(tiny: Callable[..., DetectConfig]) -> None:
     dataset = open_split(tiny(), "train")
     whole, half = (dataset.decode(0, dataset.read_bytes(0), reduction=reduction) for reduction in (1, 2))
     assert half.image.shape[0] == whole.image.shape[0] // 2
@@ -72,16 +72,16 @@ def test_boxes_of_a_reduced_picture_fit_it(tiny: Callable[..., DetectConfig]) ->
 
 
 def test_the_cache_forgets_the_oldest() -> None:
-    cache = PictureCache(max_bytes=3 * 48)  # 4 * 4 * 3 bytes each
+    cache = ImageCache(max_bytes=3 * 48)  # 4 * 4 * 3 bytes each
     for key in range(3):
         cache.put((key, 1), sample(key))
-    assert cache.get((0, 1)) is not None, "asked for, so it is no longer the oldest"
+    assert cache.get((0, 1)) is not None, "just used, so it is no longer the oldest"
     cache.put((3, 1), sample(3))
     assert cache.get((1, 1)) is None
     assert [key for key in range(4) if cache.get((key, 1))] == [0, 2, 3]
     assert cache.num_bytes == 3 * 48
     cache.put((9, 1), sample(9, side=100))
-    assert cache.num_bytes == 0, "larger than the whole cache: not kept, nothing left over"
+    assert cache.num_bytes == 0, "larger than the whole cache: not kept, and the others are evicted"
 
 
 def test_the_cache_changes_no_sample(tiny: Callable[..., DetectConfig]) -> None:
@@ -96,7 +96,7 @@ def test_the_cache_changes_no_sample(tiny: Callable[..., DetectConfig]) -> None:
             assert np.array_equal(one.boxes_xyxy, two.boxes_xyxy)
 
 
-def test_partners_stood_shortly_before() -> None:
+def test_mosaic_partners_are_close_in_the_order() -> None:
     rng = np.random.default_rng(0)
     order = [image_index(seed=5, position=position, num_images=1000) for position in range(1000)]
     for position in (0, 3, 500):
@@ -116,7 +116,7 @@ def test_a_mosaic_is_recoloured_window_by_window() -> None:
 
     changed = mosaic(parts, np.random.default_rng(0), recolour)
     assert np.array_equal(changed.image, plain.image + 1)
-    assert sum(areas) == 40 * 40, "what is not shown is not computed"
+    assert sum(areas) == 40 * 40, "hidden pixels are not computed"
     assert all((part.image == value).all() for part, value in zip(parts, (10, 20, 30, 40), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set is the same for the same seed, and its labels are what is visible."""
+"""The embedded data set is the same for the same seed, and its labels match what is visible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.suffix != ".mp4"}
 
 
-def test_same_seed_same_bytes_other_seed_others(tmp_path: Path) -> None:
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         assert ensure_synthetic_dataset(tmp_path / name, SMALL, seed=seed)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Geometry by hand, pixels by hand, and nothing changed behind the caller's back."""
+"""Geometry and pixels checked by hand; arguments are not modified."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AUGMENT = replace(
 
 
 def sample(height: int = 40, width: int = 80, boxes: list[list[float]] | None = None) -> Sample:
-    """A black picture whose boxes are white."""
+    """A black image whose boxes are white."""
     boxes = [[20, 10, 40, 30]] if boxes is None else boxes
     image = np.zeros((height, width, 3), np.uint8)
     for x1, y1, x2, y2 in np.array(boxes, int).reshape(-1, 4):
@@ -68,7 +68,7 @@ def test_fitting_can_be_undone(size_hw: tuple[int, int], letterbox: bool) -> Non
     assert record.to_original(record.to_network(whole))[0].tolist() == pytest.approx(whole[0].tolist(), abs=1e-3)
 
 
-def test_crop_inside_and_beyond_the_picture() -> None:
+def test_crop_inside_and_beyond_the_image() -> None:
     inside = crop_resize(sample(), np.array([10, 0, 50, 40]), (80, 80))
     assert inside.boxes_xyxy.tolist() == [[20, 20, 60, 60]]
     assert white_box(inside.image) == pytest.approx([20, 20, 60, 60], abs=1)
@@ -107,7 +107,7 @@ def test_hsv_by_hand() -> None:
     assert adjust_hsv(red, hue=1 / 3, saturation=1, exposure=1)[0, 0].tolist() == pytest.approx([100, 200, 100], abs=2)
 
 
-def test_rand_scale_is_as_often_a_factor_as_its_inverse() -> None:
+def test_rand_scale_enlarges_as_often_as_it_shrinks() -> None:
     rng = np.random.default_rng(0)
     values = np.array([rand_scale(1.5, rng) for _ in range(2000)])
     assert values.min() >= 1 / 1.5
@@ -126,7 +126,7 @@ def test_flips_move_the_boxes(option: str, expected: list[float]) -> None:
     assert white_box(result.image) == expected
 
 
-def test_quarter_turns_follow_the_pixels() -> None:
+def test_boxes_follow_the_pixels_through_quarter_turns() -> None:
     pipeline = CommonAugmentations(replace(AUGMENT, rotate90=1.0))
     shapes = set()
     for seed in range(8):
@@ -152,7 +152,7 @@ def test_transforms_draw_independently() -> None:
     given = sample(boxes=[[20, 4, 40, 14]])
     drawn = [tuple(pipeline(given, np.random.default_rng(seed)).boxes_xyxy[0].tolist()) for seed in range(400)]
     shares = {box: drawn.count(box) / len(drawn) for box in set(drawn)}
-    # as it was, flipped left to right, upside down, both: a quarter each; 400 draws spread by 2 %
+    # unchanged, flipped left to right, flipped upside down, both: a quarter each; 400 draws spread by 2 %
     expected = [(20, 4, 40, 14), (40, 4, 60, 14), (20, 26, 40, 36), (40, 26, 60, 36)]
     assert [shares.get(box, 0.0) for box in expected] == pytest.approx([0.25] * 4, abs=0.08)
 
@@ -165,6 +165,6 @@ def test_mosaic_places_four_windows() -> None:
     painted = np.zeros((60, 60), bool)
     for x1, y1, x2, y2 in result.boxes_xyxy.astype(int):
         painted[y1:y2, x1:x2] = True
-    assert np.array_equal(painted, result.image[..., 0] > 0), "the boxes are exactly what is white"
+    assert np.array_equal(painted, result.image[..., 0] > 0), "the boxes cover exactly the white pixels"
     with pytest.raises(ValueError, match="expected 4 samples"):
         mosaic(parts[:3], np.random.default_rng(0))

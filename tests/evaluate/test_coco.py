@@ -1,4 +1,4 @@
-"""What is reported is what pycocotools says, and by hand."""
+"""Reported metrics equal those of pycocotools and those computed by hand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_by_hand() -> None:
     assert "0.8350" in metrics_table(metrics)
 
 
-def test_nothing_found_and_nothing_there() -> None:
+def test_no_detections_and_no_objects() -> None:
     assert evaluate(truth([[0, 0, 10, 10]]), Detections())["ap50"] == 0
     assert evaluate(truth([]), Detections())["ap50"] is None
     assert evaluate(truth([]), found([[0, 0, 5, 5]], [0.9]))["ap50"] is None
@@ -121,7 +121,7 @@ def test_matching_and_confusion_by_hand(tmp_path: Path) -> None:
     for box, name in zip(boxes.tolist(), ("cat", "cat", "dog"), strict=True):
         builder.add_object(tuple(box), name, crowd=False, where="b")
     mistakes = count_mistakes(builder.build(), [(0, Detections()), (1, detections)])
-    assert mistakes.worst == [(1 + 2 + 1, 1)]  # missed, extra, mixed up; the first image has none
+    assert mistakes.worst == [(1 + 2 + 1, 1)]  # missed, extra, wrong class; the first image has none
     assert mistakes.confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
     plot_confusion(tmp_path / "c.png", mistakes.confusion, ("cat", "dog", "background"), title="Confusion")
     plot_precision_recall(tmp_path / "p.png", np.linspace(0, 1, 101), np.full((101, 2), -1.0), ("cat", "dog"))

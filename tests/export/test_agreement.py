@@ -1,4 +1,4 @@
-"""The gate's measures, by hand."""
+"""The export gate's measures, checked by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_same_boxes_agree_in_any_order() -> None:
     first = found((0, 0, 10, 10, 0.9, 0), (5, 0, 15, 10, 0.8, 0))
     second = found((5, 0, 15, 10, 0.8, 0), (0, 0, 10, 10, 0.9, 0))
     agreement = compare_detections([(first, second), (found(), found())], LIMITS, FP32)
-    assert (agreement.pictures, agreement.boxes, agreement.unmatched, agreement.score) == (2, 2, 0, 0)
+    assert (agreement.images, agreement.boxes, agreement.unmatched, agreement.score) == (2, 2, 0, 0)
     assert agreement.complaints(FP32) == []
 
 
@@ -52,17 +52,15 @@ def test_a_box_has_one_counterpart_only() -> None:
 
 
 @pytest.mark.parametrize(("score", "alone", "on_limit"), [(0.500009, 0, 1), (0.50002, 1, 0)])
-def test_a_box_of_the_network_on_the_score_threshold_needs_no_counterpart(
-    score: float, alone: int, on_limit: int
-) -> None:
+def test_a_network_box_at_the_score_threshold_needs_no_counterpart(score: float, alone: int, on_limit: int) -> None:
     agreement = compare_detections([(found((0, 0, 10, 10, score, 0)), found())], LIMITS, FP32)
     assert (agreement.boxes, agreement.unmatched, agreement.on_limit) == (1, alone, on_limit)
     agreement = compare_detections([(found(), found((0, 0, 10, 10, score, 0)))], LIMITS, FP32)
-    assert agreement.unmatched == 1, "the export has no right to a box that the network does not know"
+    assert agreement.unmatched == 1, "a box that only the export finds is a difference"
 
 
 @pytest.mark.parametrize(("last", "alone", "on_limit"), [(0.700001, 0, 1), (0.69998, 1 / 6, 0)])
-def test_where_the_number_of_boxes_is_limited_the_last_may_be_another(last: float, alone: float, on_limit: int) -> None:
+def test_when_the_number_of_boxes_is_limited_the_last_may_differ(last: float, alone: float, on_limit: int) -> None:
     first, second = (0, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, 0.8, 1)
     third, fourth = (20, 0, 30, 10, 0.7, 0), (40, 0, 50, 10, last, 0)
     agreement = compare_detections([(found(first, second, third, fourth), found(first, second, fourth))], LIMITS, FP32)
@@ -78,12 +76,12 @@ def test_the_last_box_is_compared_as_well() -> None:
 
 
 @pytest.mark.parametrize("row", [(np.nan, 0, 10, 10, 0.9, 0), (0, 0, 10, 10, np.nan, 0)])
-def test_what_is_not_finite_never_agrees(row: tuple[float, float, float, float, float, int]) -> None:
+def test_values_that_are_not_finite_never_agree(row: tuple[float, float, float, float, float, int]) -> None:
     pair = found((0, 0, 10, 10, 0.9, 0)), found(row)
     assert len(compare_detections([pair], LIMITS, FP32).complaints(FP32)) == 3
 
 
-def test_two_measurements_as_one_are_the_worst_of_both() -> None:
+def test_merged_measurements_keep_the_worst_of_both() -> None:
     first = Agreement(2, 5, maps=2e-6, score=0.1, iou=1.0, unmatched=0.0)
     second = Agreement(1, 3, maps=1e-6, score=0.0, iou=0.5, unmatched=0.3, on_limit=1)
     assert first.worst_of(second) == Agreement(3, 8, maps=2e-6, score=0.1, iou=0.5, unmatched=0.3, on_limit=1)
@@ -98,7 +96,7 @@ def test_ap50_may_rise_where_only_losses_count() -> None:
     assert len(lost.complaints(replace(FP32, ap50=0.01), only_losses=True)) == 1
 
 
-def test_maps_of_another_shape_or_not_finite_are_infinitely_far() -> None:
+def test_maps_of_another_shape_or_not_finite_differ_infinitely() -> None:
     ones = np.ones((1, 3, 2, 2), np.float32)
     assert relative_difference(ones, ones) == 0
     assert relative_difference(10 * ones, 10.1 * ones) == pytest.approx(0.01, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Exports: every format agrees with the network, every tool can use the file alone, and what differs is refused."""
+"""Exports: every format agrees with the network, every tool can use the file alone, and a wrong export is refused."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def loaded(lively_weights: Path) -> LoadedDetector:
-    return load_detector(lively_weights)
+def loaded(random_weights: Path) -> LoadedDetector:
+    return load_detector(random_weights)
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_data: Path) -> list[Image]:
+def images(tiny_data: Path) -> list[Image]:
     dataset = open_dataset(tiny_data / "val.json")
     return [dataset.read(index).image for index in range(4)]
 
@@ -56,24 +56,24 @@ def assert_same(first: list[Detections], second: list[Detections]) -> None:
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torchscript"])
 def test_a_file_alone_gives_what_the_weights_give(
-    loaded: LoadedDetector, pictures: list[Image], tmp_path: Path, to: str
+    loaded: LoadedDetector, images: list[Image], tmp_path: Path, to: str
 ) -> None:
     out = write(loaded, tmp_path, to)
-    expected = Predictor.from_loaded(loaded).predict_batch(pictures)
+    expected = Predictor.from_loaded(loaded).predict_batch(images)
     predictor = Predictor(out)
-    assert_same(predictor.predict_batch(pictures), expected)
+    assert_same(predictor.predict_batch(images), expected)
     assert predictor.class_names == loaded.class_names
     beside = json.loads((tmp_path / f"{out.name}.json").read_text())
     assert beside["measured"]["boxes"] > 50
     assert beside["measured"]["maps"] <= beside["gate"]["tolerances"]["maps"]
     assert beside["source"]["file"] == "lively.safetensors"
     assert out.name in beside["files"]
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no trial is left behind"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left behind"
     with pytest.raises(InputError, match="exists already"):
         write(loaded, tmp_path, to)
 
 
-def test_darknet_files_are_read_back(loaded: LoadedDetector, pictures: list[Image], tmp_path: Path) -> None:
+def test_darknet_files_are_read_back(loaded: LoadedDetector, images: list[Image], tmp_path: Path) -> None:
     out = write(loaded, tmp_path, "darknet")
     again = load_detector(out)
     with torch.no_grad():
@@ -83,13 +83,13 @@ def test_darknet_files_are_read_back(loaded: LoadedDetector, pictures: list[Imag
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_a_graph_that_ends_in_boxes(loaded: LoadedDetector, pictures: list[Image], tmp_path: Path, to: str) -> None:
+def test_a_graph_that_ends_in_boxes(loaded: LoadedDetector, images: list[Image], tmp_path: Path, to: str) -> None:
     suppression = Thresholds(0.3, 0.5, 100)
     out = write(loaded, tmp_path, to, suppression=suppression)
-    expected = Predictor.from_loaded(loaded, Thresholds(0.3, 0.5)).predict_batch(pictures)
-    assert_same([Predictor(out).predict(picture) for picture in pictures], expected)
-    assert_same(Predictor(out).predict_batch(pictures), expected)
-    fewer = Predictor(out, score_threshold=0.6, max_detections=7).predict(pictures[0])
+    expected = Predictor.from_loaded(loaded, Thresholds(0.3, 0.5)).predict_batch(images)
+    assert_same([Predictor(out).predict(image) for image in images], expected)
+    assert_same(Predictor(out).predict_batch(images), expected)
+    fewer = Predictor(out, score_threshold=0.6, max_detections=7).predict(images[0])
     assert len(fewer) <= 7
     assert fewer.scores.min() > 0.6
 
@@ -109,14 +109,12 @@ def test_a_dynamic_file_takes_any_size_and_number(loaded: LoadedDetector, tmp_pa
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * float(np.abs(other).max()))
 
 
-def test_a_fixed_batch_serves_any_number_of_pictures(
-    loaded: LoadedDetector, pictures: list[Image], tmp_path: Path
-) -> None:
+def test_a_fixed_batch_serves_any_number_of_images(loaded: LoadedDetector, images: list[Image], tmp_path: Path) -> None:
     out = write(loaded, tmp_path, "onnx", batch=3, size_hw=(64, 128))
     predictor = Predictor(out)
     assert predictor.preprocess.size_hw == (64, 128)
-    together = predictor.predict_batch(pictures)
-    assert_same(together, [predictor.predict(picture) for picture in pictures])
+    together = predictor.predict_batch(images)
+    assert_same(together, [predictor.predict(image) for image in images])
 
 
 def test_half_precision_is_half_the_size(loaded: LoadedDetector, tmp_path: Path) -> None:
@@ -152,7 +150,7 @@ def test_ap50_of_a_graph_that_ends_in_boxes_is_compared(trained_run: Path, tiny_
     stricter = gate_data.measure(
         TorchRuntime(loaded.network), range(len(loaded.class_names)), Thresholds(0.99, 0.45, 1)
     )
-    assert stricter == 0, "the thresholds of the graph are not those that were measured with"
+    assert stricter == 0, "AP50 was not measured with the thresholds of the graph"
 
 
 def swap_red_and_blue(model: onnx.ModelProto) -> None:
@@ -203,7 +201,7 @@ def test_a_spoiled_export_is_refused_and_names_the_layer(
     if to == "onnx":
         monkeypatch.undo()
         write(loaded, tmp_path, to)
-        assert not left.exists(), "a report of an older refusal goes when the export succeeds"
+        assert not left.exists(), "the report of an earlier refusal is removed when the export succeeds"
 
 
 @pytest.mark.parametrize("to", ["torchscript", "darknet"])
@@ -245,7 +243,7 @@ def test_other_formats_are_refused_too(
         ({"to": "onnx", "precision": "int8", "dynamic": True}, "works with one size"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_an_impossible_request_is_refused(
     loaded: LoadedDetector, tmp_path: Path, options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -258,7 +256,7 @@ def test_boxes_cannot_be_compared_where_there_are_none(loaded: LoadedDetector, t
         write(loaded, tmp_path, "onnx", suppression=Thresholds(1.0, 0.5, 10))
 
 
-def test_files_of_others_are_not_overwritten(loaded: LoadedDetector, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(loaded: LoadedDetector, tmp_path: Path) -> None:
     (tmp_path / "model.names").write_text("mine")
     with pytest.raises(InputError, match=r"model\.names: exists already"):
         write(loaded, tmp_path, "darknet")

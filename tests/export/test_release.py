@@ -1,4 +1,4 @@
-"""Released weights: half the size, the same detections, refused where they are not."""
+"""Released weights: half the size and the same detections; a release that differs is refused."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_release_is_half_precision_and_complete(trained_run: Path, tmp_path: P
         release(str(trained_run), out)
 
 
-def test_a_release_that_loses_is_refused(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_that_loses_ap_is_refused(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "half", lambda tensor: torch.zeros_like(tensor))
     monkeypatch.setattr("detector.export.release.TOLERANCE", 1e-6)  # six steps of training leave little to lose
     with pytest.raises(InputError, match="refused, half precision changes AP50"):
         release(str(trained_run), tmp_path / "x.safetensors")
-    assert list(tmp_path.iterdir()) == [], "nothing stays behind"
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"

@@ -1,4 +1,4 @@
-"""Many pictures into one file: both formats, bad files, and runs that are killed."""
+"""Many images into one file: both formats, bad files, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from detector.errors import InputError
 from detector.inference import folder as module
-from detector.inference.folder import Report, find_pictures, predict_many
+from detector.inference.folder import Report, find_images, predict_many
 from detector.structures import Detections, Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ NAMES = ("dark", "bright")
 
 
 def found_in(image: Image) -> Detections:
-    """One box as large as the picture; its class and score tell the mean grey."""
+    """One box as large as the image; its class and score encode the mean grey."""
     height, width = image.shape[:2]
     grey = float(image.mean())
     box = np.array([[0, 0, width, height]], np.float32)
@@ -38,26 +38,26 @@ def predict(images: Sequence[Image]) -> list[Detections]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve pictures of growing grey in two folders, one that is cut off and one that is empty."""
-    root = tmp_path / "pictures"
+    """Twelve images of increasing grey in two folders, a truncated file and an empty file."""
+    root = tmp_path / "images"
     (root / "inner").mkdir(parents=True)
     for index in range(12):
         path = root / ("inner" if index % 2 else "") / f"{index:02d}.png"
         cv2.imwrite(str(path), np.full((10 + index, 20, 3), 20 * index, np.uint8))
     (root / "cut.png").write_bytes((root / "00.png").read_bytes()[:40])
     (root / "empty.jpg").write_bytes(b"")
-    (root / "notes.txt").write_text("no picture")
+    (root / "notes.txt").write_text("not an image")
     return root
 
 
 def run(folder: Path, out: Path, *, predictor=predict, **settings: object) -> Report:  # type: ignore[no-untyped-def]
-    return predict_many(find_pictures(str(folder)), out, predictor, NAMES, settings=settings, batch_size=3)
+    return predict_many(find_images(str(folder)), out, predictor, NAMES, settings=settings, batch_size=3)
 
 
-def test_lines_hold_every_picture_in_order(folder: Path, tmp_path: Path) -> None:
+def test_lines_hold_every_image_in_order(folder: Path, tmp_path: Path) -> None:
     report = run(folder, tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in lines] == [str(path) for path in find_pictures(str(folder))]
+    assert [line["image"] for line in lines] == [str(path) for path in find_images(str(folder))]
     assert (report.images, report.resumed, report.detections) == (12, 0, 12)
     assert {Path(name).name for name, _ in report.failed} == {"cut.png", "empty.jpg"}
     by_name = {Path(line["image"]).name: line for line in lines}
@@ -82,7 +82,7 @@ def test_coco_json_is_read_by_pycocotools(folder: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_an_interrupted_run_goes_on_without_repeating(folder: Path, tmp_path: Path, ending: str) -> None:
+def test_an_interrupted_run_resumes_without_repeating(folder: Path, tmp_path: Path, ending: str) -> None:
     run(folder, tmp_path / f"straight.{ending}")
     seen: list[int] = []
 
@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_without_repeating(folder: Path, tmp_path: Pa
 
     report = run(folder, out, predictor=counts)
     assert report.resumed >= done > 0
-    assert sorted(seen) == [10 + index for index in range(12)], "each picture was looked at once"
+    assert sorted(seen) == [10 + index for index in range(12)], "each image was predicted once"
     assert out.read_bytes() == (tmp_path / f"straight.{ending}").read_bytes()
 
 
@@ -123,7 +123,7 @@ def test_a_run_with_other_settings_is_not_continued(folder: Path, tmp_path: Path
         run(folder, out, weights="a")
 
 
-def test_a_picture_that_fails_costs_only_itself(folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_fails_does_not_stop_the_others(folder: Path, tmp_path: Path) -> None:
     def fails(images: Sequence[Image]) -> list[Detections]:
         if any(image.shape[0] == 15 for image in images):
             raise RuntimeError("too dark")
@@ -189,17 +189,17 @@ def test_an_empty_or_damaged_record(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "out.json").images == 12
 
 
-def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_wrong_paths_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ends in \.json"):
         run(folder, tmp_path / "out.csv")
     with pytest.raises(InputError, match="no such image"):
-        find_pictures(str(tmp_path / "none"))
+        find_images(str(tmp_path / "none"))
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no images found"):
-        find_pictures(str(tmp_path / "bare"))
+        find_images(str(tmp_path / "bare"))
     listed = tmp_path / "list.txt"
     listed.write_text(f"{folder / '00.png'}\n\n{folder / '02.png'}\n{folder / '00.png'}\n")
-    assert [path.name for path in find_pictures(str(listed))] == ["00.png", "02.png"]
+    assert [path.name for path in find_images(str(listed))] == ["00.png", "02.png"]
 
 
 def test_the_tool_survives_a_kill(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:

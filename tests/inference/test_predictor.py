@@ -50,7 +50,7 @@ def predictor(*, letterbox: bool = False) -> Predictor:
         (True, [48, 96, 144, 192]),  # scale 1/3, 16 px of bars left and right
     ],
 )
-def test_boxes_come_back_in_the_pictures_pixels(letterbox: bool, expected: list[float]) -> None:
+def test_boxes_come_back_in_the_pixels_of_the_image(letterbox: bool, expected: list[float]) -> None:
     image = np.zeros((288, 192, 3), np.uint8)
     found = predictor(letterbox=letterbox).predict(image)
     assert found.boxes_xyxy[0].tolist() == pytest.approx(expected, abs=0.01)
@@ -79,13 +79,13 @@ def test_the_file_alone_is_enough(trained_run: Path, tiny_data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("limit", [{"score_threshold": -0.1}, {"nms_threshold": float("nan")}, {"max_detections": 0}])
-def test_a_limit_that_is_none_is_refused(lively_weights: Path, limit: dict[str, float]) -> None:
+def test_an_invalid_limit_is_refused(random_weights: Path, limit: dict[str, float]) -> None:
     (name,) = limit
     with pytest.raises(InputError, match=f"{name}: expected "):
-        Predictor(lively_weights, **limit)  # type: ignore[arg-type]
+        Predictor(random_weights, **limit)  # type: ignore[arg-type]
 
 
-def test_extreme_pictures_do_not_fail() -> None:
+def test_extreme_images_do_not_fail() -> None:
     for shape in ((1, 1, 3), (1, 2000, 3), (2000, 1, 3)):
         found = predictor(letterbox=True).predict(np.zeros(shape, np.uint8))
         assert np.isfinite(found.boxes_xyxy).all()
@@ -95,7 +95,7 @@ def test_extreme_pictures_do_not_fail() -> None:
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8), "a.jpg", None],
 )
-def test_what_is_no_picture_is_refused(image: object) -> None:
+def test_an_invalid_image_is_refused(image: object) -> None:
     with pytest.raises(InputError, match="predict: expected"):
         predictor().predict(image)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Tiles: windows that cover, and objects that come out once and whole, wherever the seams run."""
+"""Tiles: windows cover the image, and each object is found once and whole, wherever the seams are."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from detector.structures import Detections, Image
 
 
 class Blobs:
-    """Finds the rectangles of pure colours in a picture exactly; red is class 0, green is class 1."""
+    """Finds the rectangles of pure colours in an image exactly; red is class 0, green is class 1."""
 
     thresholds = Thresholds()
 
     def __init__(self, largest: int = 10_000) -> None:
-        self.largest = largest  # in larger pictures it sees nothing
+        self.largest = largest  # finds nothing in larger images
         self.shapes: list[tuple[int, ...]] = []
 
     def predict_batch(self, images: list[Image]) -> list[Detections]:
@@ -40,7 +40,7 @@ class Blobs:
         return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores, np.array(labels, np.int64))
 
 
-def picture(height: int, width: int, boxes: list[tuple[int, int, int, int, int]]) -> Image:
+def draw_image(height: int, width: int, boxes: list[tuple[int, int, int, int, int]]) -> Image:
     image = np.zeros((height, width, 3), np.uint8)
     for x1, y1, x2, y2, label in boxes:
         image[y1:y2, x1:x2, label] = 255
@@ -66,13 +66,13 @@ def test_windows_cover_every_pixel_with_the_overlap_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(16, 0.2), (100, 1.0), (100, -0.1)])
-def test_what_makes_no_tiles_is_refused(tile: int, overlap: float) -> None:
+def test_impossible_tiles_are_refused(tile: int, overlap: float) -> None:
     with pytest.raises(InputError, match=r"--(tile|overlap) .*expected"):
         tile_windows(500, 500, tile=tile, overlap=overlap)
 
 
-@pytest.mark.parametrize("largest", [10_000, 200], ids=["whole picture helps", "pieces only"])
-def test_objects_across_seams_come_out_once_and_whole(largest: int) -> None:
+@pytest.mark.parametrize("largest", [10_000, 200], ids=["whole image helps", "pieces only"])
+def test_objects_across_seams_are_found_once_and_whole(largest: int) -> None:
     boxes = [
         (10, 10, 40, 30, 0),  # inside one tile
         (150, 60, 230, 90, 0),  # cut by a vertical seam, whole in no single tile
@@ -82,13 +82,13 @@ def test_objects_across_seams_come_out_once_and_whole(largest: int) -> None:
         (500, 400, 590, 490, 0),
     ]
     predictor = Blobs(largest)
-    found = predict_tiled(predictor, picture(500, 600, boxes), tile=200, overlap=0.2)  # type: ignore[arg-type]
+    found = predict_tiled(predictor, draw_image(500, 600, boxes), tile=200, overlap=0.2)  # type: ignore[arg-type]
     expected = sorted(boxes)
     assert as_rows(found) == expected
-    assert predictor.shapes[-1] == (500, 600, 3), "the whole picture is looked at as well"
+    assert predictor.shapes[-1] == (500, 600, 3), "the whole image is predicted as well"
 
 
-def test_pieces_that_were_joined_join_each_other() -> None:
+def test_joined_pieces_join_each_other() -> None:
     windows = [(x, y, x + 110, y + 110) for y in (0, 90) for x in (0, 90)]
     whole = np.array([10, 10, 190, 190], np.float32)
     found = []
@@ -99,7 +99,7 @@ def test_pieces_that_were_joined_join_each_other() -> None:
     assert as_rows(merged) == [(10, 10, 190, 190, 0)]
 
 
-def test_random_pictures_come_out_as_they_were_drawn() -> None:
+def test_objects_of_random_images_are_found_as_drawn() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         free = np.ones((700, 900), bool)
@@ -110,21 +110,21 @@ def test_random_pictures_come_out_as_they_were_drawn() -> None:
             if free[max(y - 2, 0) : y + height + 2, max(x - 2, 0) : x + width + 2].all():
                 free[y : y + height, x : x + width] = False
                 boxes.append((x, y, x + width, y + height, int(rng.integers(2))))
-        found = predict_tiled(Blobs(), picture(700, 900, boxes), tile=256, overlap=0.2)  # type: ignore[arg-type]
+        found = predict_tiled(Blobs(), draw_image(700, 900, boxes), tile=256, overlap=0.2)  # type: ignore[arg-type]
         assert as_rows(found) == sorted(boxes)
 
 
-def test_tiles_are_predicted_side_by_side_as_well() -> None:
+def test_tiles_can_be_predicted_in_parallel() -> None:
     boxes = [(x, y, x + 8, y + 8, 0) for x in range(2, 590, 45) for y in range(2, 490, 45)]
     with ThreadPoolExecutor(2) as threads:
-        found = predict_tiled(Blobs(), picture(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
+        found = predict_tiled(Blobs(), draw_image(500, 600, boxes), tile=200, threads=threads)  # type: ignore[arg-type]
     assert as_rows(found) == sorted(boxes)
-    assert len(found) > Blobs.thresholds.max_detections, "the limit for one picture is for one tile"
+    assert len(found) > Blobs.thresholds.max_detections, "max_detections applies to one tile"
 
 
-def test_a_small_picture_is_one_tile() -> None:
+def test_a_small_image_is_one_tile() -> None:
     predictor = Blobs()
-    found = predict_tiled(predictor, picture(80, 60, [(5, 5, 20, 20, 1)]), tile=100)  # type: ignore[arg-type]
+    found = predict_tiled(predictor, draw_image(80, 60, [(5, 5, 20, 20, 1)]), tile=100)  # type: ignore[arg-type]
     assert as_rows(found) == [(5, 5, 20, 20, 1)]
     assert predictor.shapes == [(80, 60, 3)]
 
@@ -132,7 +132,7 @@ def test_a_small_picture_is_one_tile() -> None:
 def test_neighbours_of_one_class_stay_apart() -> None:
     # two objects end to end at a seam: pieces of different heights are not joined
     boxes = [(100, 50, 158, 60, 0), (162, 20, 260, 120, 0)]
-    found = predict_tiled(Blobs(), picture(200, 320, boxes), tile=160, overlap=0.2)  # type: ignore[arg-type]
+    found = predict_tiled(Blobs(), draw_image(200, 320, boxes), tile=160, overlap=0.2)  # type: ignore[arg-type]
     assert as_rows(found) == boxes
 
 

@@ -1,4 +1,4 @@
-"""All backbones and necks: they give what they announce, and every neck works on every detector's backbone."""
+"""All backbones and necks: outputs are as declared, and every neck works on every detector's backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model(backbone: str, neck_name: str = "efm", **changes: object) -> ModelConf
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_gives_what_it_announces(name: str) -> None:
+def test_a_backbone_returns_what_it_declares(name: str) -> None:
     network = build_backbone(model(name).backbone, "leaky").eval()
     with torch.no_grad():
         maps = network(torch.rand(1, 3, 64, 128))
@@ -40,7 +40,7 @@ def test_a_backbone_gives_what_it_announces(name: str) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_a_neck_gives_what_it_announces(neck: str) -> None:
+def test_a_neck_returns_what_it_declares(neck: str) -> None:
     announced = NECKS[neck](model("csppeleenet", neck).neck, (128, 256, 512, 640), "leaky")
     maps = [
         torch.rand(1, channels, 128 // stride, 64 // stride)
@@ -54,7 +54,7 @@ def test_a_neck_gives_what_it_announces(neck: str) -> None:
 
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", ["resnet10", "cspdensenetb_reference", "mobilenet_v2"])
-def test_necks_fit_backbones_by_their_announcements(backbone: str, neck: str) -> None:
+def test_necks_fit_backbones_by_their_declared_outputs(backbone: str, neck: str) -> None:
     scales = len(NECKS[neck](model("csppeleenet", neck).neck, (128, 256, 512, 640), "leaky").strides)
     anchors = PELEE.anchors[: 3 * scales]  # type: ignore[union-attr]
     with torch.device("meta"):
@@ -64,8 +64,8 @@ def test_necks_fit_backbones_by_their_announcements(backbone: str, neck: str) ->
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_no_layer_that_costs_something_runs_twice(name: str) -> None:
-    """Costs and times are found by name, so each must be one layer."""
+def test_no_layer_with_a_cost_runs_twice(name: str) -> None:
+    """Costs and times are looked up by name, so each name must be one layer."""
     with torch.device("meta"):
         network = build_backbone(model(name).backbone, "leaky")
     names = [cost.name for cost in measure_complexity(network, (64, 64))]
@@ -84,7 +84,7 @@ def test_attention_is_for_efm_and_cem() -> None:
         assert sum(p.numel() for p in attending.parameters()) > sum(p.numel() for p in plain.parameters())
 
 
-def test_the_same_frame_holds_any_block() -> None:
+def test_a_partial_stage_holds_any_block() -> None:
     doubling = nn.Conv2d(4, 8, 1)
     stage = partial_stage(
         [doubling], in_channels=16, block_channels=(4, 8), bypass=12, out_channels=10, activation="leaky"
@@ -133,7 +133,7 @@ def test_sparse_layers_read_outputs_at_powers_of_two() -> None:
     assert widths == [10, 32 + 10, 32 + 32, 32 + 32 + 10, 32 + 32 + 32]
 
 
-def test_a_step_of_prn_adds_the_backbones_map_twice() -> None:
+def test_a_prn_step_adds_the_backbone_map_twice() -> None:
     step = PartialResidualStep(256, "linear").eval()
     coarse, fine = torch.rand(1, 256, 2, 2), torch.rand(1, 200, 4, 4)
     with torch.no_grad():

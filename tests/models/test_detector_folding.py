@@ -1,4 +1,4 @@
-"""The whole network, folded, gives what it gave before."""
+"""The whole network has the same outputs after folding."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_folded_detector_agrees() -> None:
     images = torch.rand(4, 3, 128, 128)
     with torch.no_grad():
         for _ in range(5):
-            detector.train()(images)  # statistics of its own
+            detector.train()(images)  # fills the running statistics
         detector.eval()
         expected, found = detector(images), fold_batchnorm(detector)(images)
     for before, after in zip(expected, found, strict=True):

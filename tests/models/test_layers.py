@@ -41,7 +41,7 @@ def test_maxout_gives_the_gradient_of_a_tie_once() -> None:
     assert x.grad.flatten().tolist() == [1, 1, 0, 0, 0, 0]  # the first of equals, as in Darknet
 
 
-def test_concatenation_has_cats_value_and_gradient() -> None:
+def test_concatenation_equals_cat_in_value_and_gradient() -> None:
     maps = [torch.randn(2, channels, 3, 3, requires_grad=True) for channels in (1, 4, 2)]
     weights = torch.randn(2, 7, 3, 3)
     expected = torch.autograd.grad((torch.cat(maps, dim=1) * weights).sum(), maps)

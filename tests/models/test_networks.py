@@ -65,13 +65,13 @@ def test_detector_cost(attention: str, size: int, bflops: float) -> None:
         assert f"{totals.params / 1e6:.2f}" == "4.31"  # Table 4
 
 
-def test_largest_layer_is_figure_7s() -> None:
+def test_largest_layer_is_that_of_figure_7() -> None:
     costs = measure_complexity(build_detector(PELEE), (416, 416))
     assert f"{max(cost.bflops for cost in costs):.4f}" == "0.1994"
 
 
 @pytest.mark.parametrize("config", [PELEE, DARKNET], ids=["csppeleenet", "cspdarknet53"])
-def test_announcements_and_output_shapes(config: ModelConfig) -> None:
+def test_declared_outputs_and_output_shapes(config: ModelConfig) -> None:
     detector = build_detector(config).eval()
     with torch.no_grad():
         images = torch.rand(1, 3, 64, 96)
@@ -102,7 +102,7 @@ def test_head_starts_at_the_prior() -> None:
         ({"neck": PlainNeckConfig("prn"), "anchors": ((1.0, 2.0),) * 9}, "prn has 2 scales, so it needs 6"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:
+def test_parts_that_do_not_fit_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_detector(replace(PELEE, **change))  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ from detector.analysis.complexity import measure_complexity
 from detector.config import ClassifierConfig
 from detector.config.shared import PlainBackboneConfig
 from detector.darknet import DarknetNetwork, load_darknet
-from detector.darknet.export import WRITTEN, CfgWriter, _backbone
+from detector.darknet.export import EXPORTABLE_BACKBONES, CfgWriter, _backbone
 from detector.darknet.operations import Shortcut
 from detector.darknet.weights import write_weights
 from detector.models.build import build_classifier
@@ -30,12 +30,12 @@ CFGS = sorted(DARKNET.glob("cfg/*.cfg"))
 LAYERS = json.loads((DARKNET / "layers.json").read_text()) if (DARKNET / "layers.json").exists() else {}
 
 pytestmark = pytest.mark.skipif(
-    not DARKNET.is_dir(), reason="the Darknet reference files ../shared/darknet are not here"
+    not DARKNET.is_dir(), reason="the Darknet reference files ../shared/darknet are missing"
 )
 
 
 @pytest.mark.parametrize("name", ["dev_layers", "dev_classifier"])
-def test_every_section_gives_what_darknet_gives(name: str) -> None:
+def test_every_section_has_the_output_of_darknet(name: str) -> None:
     golden = np.load(DARKNET / f"golden/{name}.npz")
     network = load_darknet(DARKNET / f"golden/{name}.cfg", DARKNET / f"golden/{name}.weights")
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_every_section_gives_what_darknet_gives(name: str) -> None:
         assert np.abs(output.numpy() - expected).max() / scale < 1e-5, (index, network.kinds[index])
 
 
-def test_yolo_fastest_reads_the_real_picture_as_darknet_does() -> None:
+def test_yolo_fastest_agrees_with_darknet_on_a_real_image() -> None:
     golden = np.load(DARKNET / "golden/yolo-fastest-1.1.npz")
     weights = DARKNET / "weights/yolo-fastest-1.1.weights"
     network = load_darknet(weights.with_suffix(".cfg"), weights)
@@ -81,8 +81,8 @@ def test_every_cfg_has_darknets_shapes_costs_and_parameters(path: Path) -> None:
     shapes, bflops = section_bflops(network)
     params = sum(p.numel() for p in network.parameters())
     reference = LAYERS.get(path.stem)
-    if reference is None:  # the program of today refuses them: what the authors published
-        # For resnet50 they give 9.74 BFLOPs; this file has 10.01, whose 3x3 convolutions carry the strides.
+    if reference is None:  # today's program refuses these: compare with the published figures
+        # For resnet50 9.74 BFLOPs are published; this file has 10.01: its 3x3 convolutions carry the strides.
         published = {"resnet10": (5.24, 2.273), "resnet50": (22.73, 10.01), "resnext50": (22.19, 10.11)}[path.stem]
         convolutions = sum(p.numel() for n, p in network.named_parameters() if ".norm." not in n)
         assert convolutions / 1e6 == pytest.approx(published[0], abs=0.006)  # resnet50 is 22.735, published as 22.73
@@ -119,8 +119,8 @@ def test_darknets_own_weights_survive(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "w.weights").read_bytes() == weights.read_bytes()
 
 
-def test_detections_of_real_pictures() -> None:
-    """As `darknet detector test` prints them, from the picture files on."""
+def test_detections_of_real_images() -> None:
+    """The same as `darknet detector test` prints, starting from the image files."""
     from detector.data.images import read_image
     from detector.inference.predictor import Predictor
 
@@ -134,7 +134,7 @@ def test_detections_of_real_pictures() -> None:
             box = row["relative_coordinates"]
             cx, cy, w, h = (box[key] for key in ("center_x", "center_y", "width", "height"))
             expected = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) * (width, height, width, height)
-            expected = expected.clip(0, (width, height, width, height))  # ours are clipped to the picture
+            expected = expected.clip(0, (width, height, width, height))  # ours are clipped to the image
             same = found.labels == row["class_id"]
             gaps = np.abs(found.boxes_xyxy - expected).max(axis=1) + np.where(same, 0, 1e9)
             nearest = int(gaps.argmin())
@@ -142,7 +142,7 @@ def test_detections_of_real_pictures() -> None:
             assert abs(found.scores[nearest] - row["confidence"]) < 0.03, (entry["filename"], row)
 
 
-def test_darknets_map_on_real_pictures() -> None:
+def test_darknets_map_on_real_images() -> None:
     from detector.data.open import open_dataset
     from detector.evaluate.detection import MAX_DETECTIONS, evaluate
     from detector.inference.predictor import Predictor
@@ -153,7 +153,7 @@ def test_darknets_map_on_real_pictures() -> None:
     data = DARKNET.parent / "data/coco_val126/instances.json"
     metrics = evaluate(predictor, open_dataset(data, class_names=predictor.class_names)).compute()
     darknet = metrics["darknet"]
-    # Measured 32.79 %, 262, 392, 617: pictures are decoded and resized by other code.
+    # Measured 32.79 %, 262, 392, 617: images are decoded and resized by other code.
     assert darknet["map50"] == pytest.approx(0.3273, abs=0.003)
     assert darknet["tp"] == pytest.approx(266, rel=0.02)
     assert darknet["fp"] == pytest.approx(393, rel=0.02)
@@ -167,7 +167,7 @@ def test_opencv_as_a_second_opinion(path: Path, tmp_path: Path) -> None:
     network = load_darknet(path, cpu_parity=False)
     text = path.read_text(errors="replace")
     count = len(network.layers)
-    for kind in ("yolo", "softmax"):  # OpenCV turns them into boxes and probabilities: compare what they read
+    for kind in ("yolo", "softmax"):  # OpenCV turns them into boxes and probabilities: compare their inputs
         if kind in network.kinds:
             count, text = network.kinds.index(kind), text[: text.index(f"[{kind}]")]
     (tmp_path / "head.cfg").write_text(text)
@@ -221,12 +221,12 @@ def test_native_classifiers_equal_the_official_cfg(backbone: str, cfg: str) -> N
 
 
 def copy_classifier_weights(source: DarknetNetwork, classifier: Classifier) -> None:
-    """Fills one of our classifiers with the weights of its official cfg, whose order is that in which we write ours."""
-    if isinstance(classifier.backbone, WRITTEN):
+    """Fills our classifier with the weights of its official cfg, which are in the order in which we export ours."""
+    if isinstance(classifier.backbone, EXPORTABLE_BACKBONES):
         writer = CfgWriter()
         _backbone(writer, classifier.backbone)
         parts = writer.sources
-    else:  # its parts are in that order anyway
+    else:  # its modules are already in that order
         parts = [(one.conv, one.norm) for one in classifier.backbone.modules() if isinstance(one, ConvBN)]
     parts = [*parts, (classifier.output, nn.Identity())]
     for (conv, norm), (_, layer) in zip(parts, source.convolutions(), strict=True):

@@ -1,4 +1,4 @@
-"""The page of a classifier's run, on answers that are known."""
+"""The report of a classifier's run, on known answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_answers(logits: Floats, dataset: ClassifiedImages) -> list[Answer]:
 def test_what_a_report_shows_first(tmp_path: Path, config: ClassifyConfig) -> None:
     dataset = many_images(tmp_path, ("circle", "square", "stripes"), 10)
     logits = np.zeros((30, 3), np.float32)
-    logits[np.arange(30), dataset.labels] = 5  # all right, but two
+    logits[np.arange(30), dataset.labels] = 5  # all correct except two
     logits[12] = (9, 0, 0)  # a square
     logits[21] = (0, 1, 0.5)  # stripes
     answers = as_answers(logits, dataset)
@@ -77,7 +77,7 @@ def test_a_run_without_a_mistake_and_without_a_record(tmp_path: Path, config: Cl
     assert "Most frequent confusions</h2><pre>none</pre>" in page
 
 
-def test_of_many_classes_the_weakest_are_listed(tmp_path: Path, config: ClassifyConfig) -> None:
+def test_the_weakest_of_many_classes_are_listed(tmp_path: Path, config: ClassifyConfig) -> None:
     names = tuple(f"class{number:02d}" for number in range(30))
     dataset = many_images(tmp_path, names, 2)
     wrong = dataset.labels.copy()
@@ -86,8 +86,8 @@ def test_of_many_classes_the_weakest_are_listed(tmp_path: Path, config: Classify
         tmp_path / "report.html", config, dataset, dataset, as_answers(certain(wrong, len(names)), dataset)
     )
     page = (tmp_path / "report.html").read_text()
-    assert "Confusion matrix" not in page, "a matrix of so many classes cannot be read"
+    assert "Confusion matrix" not in page, "a matrix of this many classes cannot be read"
     assert page.count("<figure>") == NUM_WORST
     assert "0.0% of      2  class19" in page
-    assert "class20\n" not in page, "twenty lines"
+    assert "class20\n" not in page, "at most twenty lines"
     assert "2  class00 classified as class01" in page

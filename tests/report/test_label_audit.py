@@ -1,4 +1,4 @@
-"""Label suspects by hand-made boxes; the report as a browser shows it."""
+"""Label suspects from hand-made boxes; the report as a browser shows it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from detector.config import DetectConfig, load_config
+from detector.evaluate.detection import evaluate
 from detector.inference.predictor import Predictor
 from detector.report.detection import write_run_report
 from detector.report.label_audit import audit_labels, object_losses, unlabelled
@@ -42,7 +43,7 @@ def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> D
 
 def test_the_loss_of_an_object_is_that_of_the_best_box_of_its_class() -> None:
     truth = sample([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]], [0, 1, 0])
-    detections = found([[0, 0, 10, 9], [0, 0, 10, 10], [50, 50, 60, 60]], [0.5, 0.25, 0.9], [0, 0, 0])
+    detections = found([[50, 50, 60, 60], [0, 0, 10, 9], [0, 0, 10, 10]], [0.9, 0.5, 0.25], [0, 0, 0])
     assert object_losses(truth, detections) == pytest.approx([-math.log(0.5), -math.log(0.01), -math.log(0.01)])
     assert object_losses(truth, found([], [], [])) == pytest.approx([-math.log(0.01)] * 3)
     assert object_losses(sample([], []), detections).shape == (0,)
@@ -57,7 +58,7 @@ def test_confident_boxes_on_no_label_are_suspects() -> None:
 
 
 class _Predicts(Predictor):
-    """Finds the objects that its data set had before somebody spoilt a label."""
+    """Finds the objects that its data set had before a label was spoilt."""
 
     def __init__(self, answers: dict[int | str, Detections]) -> None:
         self.answers = iter(answers.values())
@@ -82,7 +83,7 @@ def test_a_removed_and_a_moved_label_are_found(tiny: Callable[..., DetectConfig]
     audit = audit_labels(_Predicts(answers), replace(dataset, boxes_xyxy=spoilt))
     assert audit.hard[0].image_id == audit.missing[0].image_id == dataset.image_ids[0]
     assert audit.hard[0].value == pytest.approx(-math.log(0.01))
-    assert len(audit.hard) == 1, "what is found is no suspect"
+    assert len(audit.hard) == 1, "an object that is found is not a suspect"
     assert len(audit.missing) == 1
     assert audit.answers == {0: len(dataset.labels) - 1}
 
@@ -112,7 +113,7 @@ def report(trained_run: Path) -> Path:
     return trained_run / "report.html"
 
 
-def test_the_report_needs_nothing_else(report: Path) -> None:
+def test_the_report_loads_no_other_file(report: Path) -> None:
     page = _Resources()
     page.feed(report.read_text(encoding="utf-8"))
     assert page.sources
@@ -121,11 +122,11 @@ def test_the_report_needs_nothing_else(report: Path) -> None:
         assert any(part in heading for heading in page.headings), part
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_a_browser_shows_the_report(report: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "report.png"
+    image = tmp_path / "report.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,3000", f"--screenshot={picture}"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,3000", f"--screenshot={image}"]
     dump = subprocess.run(
         [str(CHROMIUM), *options[:5], f"--user-data-dir={tmp_path / 'second'}", "--dump-dom", report.as_uri()],
         capture_output=True,
@@ -137,7 +138,7 @@ def test_a_browser_shows_the_report(report: Path, tmp_path: Path) -> None:
     subprocess.run([str(CHROMIUM), *options, report.as_uri()], capture_output=True, check=True, timeout=120)
     import cv2
 
-    pixels = cv2.imread(str(picture))
+    pixels = cv2.imread(str(image))
     assert pixels is not None
     assert pixels.shape[:2] == (3000, 1300)
     assert pixels[200:2500].std() > 20, "an empty page"
@@ -149,5 +150,7 @@ def test_a_hostile_name_stays_text(tiny: Callable[..., DetectConfig], trained_ru
     dataset = open_split(config, "val")
     hostile = replace(dataset, image_ids=["<script>alert(1)</script>"] * len(dataset))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss/total": 1.0}) + "\n")
-    write_run_report(tmp_path / "report.html", config, predictor, hostile, hostile)
+    write_run_report(
+        tmp_path / "report.html", config, predictor, hostile, hostile, evaluate(predictor, hostile)
+    )
     assert "<script" not in (tmp_path / "report.html").read_text(encoding="utf-8")

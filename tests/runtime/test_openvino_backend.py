@@ -1,4 +1,4 @@
-"""OpenVINO: what is done to a graph for speed changes no output."""
+"""OpenVINO: changes made to a graph for speed do not change its output."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from detector.runtime.openvino_backend import BLOCKED_KERNELS, INT8_KERNELS, Ope
 
 
 @pytest.fixture(scope="module")
-def graph(lively_weights: Path) -> bytes:
-    return to_onnx(load_detector(lively_weights).network, (96, 96)).SerializeToString()
+def graph(random_weights: Path) -> bytes:
+    return to_onnx(load_detector(random_weights).network, (96, 96)).SerializeToString()
 
 
-def test_the_wish_for_kernels_stands_at_every_convolution(graph: bytes, tmp_path: Path) -> None:
+def test_every_convolution_asks_for_blocked_kernels(graph: bytes, tmp_path: Path) -> None:
     model = prefer_kernels(read_model(graph), BLOCKED_KERNELS)
     openvino.serialize(model, str(tmp_path / "model.xml"))
     text = (tmp_path / "model.xml").read_text()
@@ -33,24 +33,24 @@ def test_the_wish_for_kernels_stands_at_every_convolution(graph: bytes, tmp_path
     )
 
 
-def test_quantized_models_ask_for_kernels_of_their_own(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantized_models_ask_for_their_own_kernels(graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     model = read_model(graph)
     quantized = model.clone()
     images = quantized.get_parameters()[0]
     ends = [opset.constant(value, openvino.Type.f32) for value in (0.0, 1.0, 0.0, 1.0)]
     reader = next(iter(images.output(0).get_target_inputs()))
     reader.replace_source_output(opset.fake_quantize(images, *ends, levels=256).output(0))
-    wished = []
+    requested = []
 
     def prefer(model: openvino.Model, kernels: str) -> openvino.Model:
-        wished.append(kernels)
+        requested.append(kernels)
         return model
 
     monkeypatch.setattr(openvino_backend, "_has_tiles", lambda: False)
     monkeypatch.setattr(openvino_backend, "prefer_kernels", prefer)
     for each in (model, quantized):
         OpenVinoRuntime(each, batch=1, bf16=True)
-    assert wished == [BLOCKED_KERNELS, INT8_KERNELS]
+    assert requested == [BLOCKED_KERNELS, INT8_KERNELS]
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -87,16 +87,16 @@ print("alive")
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are looked at on Linux only")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signal stacks are checked on Linux only")
 def test_a_signal_does_not_end_the_process(graph: bytes, tmp_path: Path) -> None:
-    """OpenVINO leaves a freed signal stack behind; the first handler that ran on it would be the end."""
+    """OpenVINO leaves a freed signal stack behind; the first handler that runs on it would crash the process."""
     (tmp_path / "graph.onnx").write_bytes(graph)
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "graph.onnx")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr
 
 
-def test_what_is_no_model_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_a_one_line_error(tmp_path: Path) -> None:
     from detector.errors import InputError
 
     (tmp_path / "x.xml").write_text("<net>")

@@ -9,7 +9,7 @@ from detector.runtime.protocol import run_in_batches, to_planes
 from detector.structures import Floats, Image
 
 
-def test_a_fixed_batch_is_filled_up_and_cut_off() -> None:
+def test_a_fixed_batch_is_padded_and_cut_off() -> None:
     sizes = []
 
     def run(images: Image) -> list[Floats]:
@@ -25,7 +25,7 @@ def test_a_fixed_batch_is_filled_up_and_cut_off() -> None:
 
 def test_boxes_of_a_fixed_batch_keep_their_images() -> None:
     def run(images: Image) -> list[Floats]:
-        """Finds as many boxes in a picture as its first pixel says."""
+        """Finds as many boxes in an image as the value of its first pixel."""
         counts = images[:, 0, 0, 0].astype(int)
         image = np.repeat(np.arange(len(images)), counts)
         rows = np.arange(len(image), dtype=np.float32)

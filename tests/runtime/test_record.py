@@ -1,4 +1,4 @@
-"""The record of an export: what goes in comes out, and what is none of ours is one line."""
+"""The record of an export: it survives a round trip, and a foreign record is a one-line error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def record(suppression: Thresholds | None = None) -> ExportRecord:
 @pytest.mark.parametrize("suppression", [None, Thresholds(0.25, 0.5, 10)])
 def test_round_trip(suppression: Thresholds | None) -> None:
     before = record(suppression)
-    assert before.decoder.anchor_table.shape == (3, 4), "what is derived is not recorded"
+    assert before.decoder.anchor_table.shape == (3, 4), "derived values are not recorded"
     after = ExportRecord.from_json(before.to_json(), "x.onnx")
     assert after.to_json() == before.to_json()
     assert after.suppression == suppression
@@ -42,7 +42,7 @@ def test_round_trip(suppression: Thresholds | None) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"format": "other"}', "no json"])
-def test_what_is_none_of_ours_is_refused(text: str | None) -> None:
+def test_a_foreign_record_is_refused(text: str | None) -> None:
     with pytest.raises(InputError, match=r"x\.onnx: holds no record of tools/export\.py"):
         ExportRecord.from_json(text, "x.onnx")
 

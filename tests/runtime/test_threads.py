@@ -35,7 +35,7 @@ def test_the_quota_of_the_cgroup_limits_the_threads(
 @pytest.mark.parametrize(
     ("text", "expected"), [("1", 1), ("3", 3), (" 2,8", 2), ("9999", 4), ("0", 4), ("", 4), ("many", 4)]
 )
-def test_openmps_variable_limits_the_threads(
+def test_omp_num_threads_limits_the_threads(
     text: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)

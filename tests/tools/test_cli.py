@@ -1,4 +1,4 @@
-"""Exit codes and messages of the tools' common frame."""
+"""Exit codes and messages that all tools share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from detector.errors import InputError
         ),
     ],
 )
-def test_every_end_is_one_line(
+def test_every_exit_prints_at_most_one_line(
     raised: BaseException | None,
     code: int,
     message: str,

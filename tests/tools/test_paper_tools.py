@@ -1,4 +1,4 @@
-"""reproduce.py, analyze.py, and the classifier's side of train.py and eval.py, as a user calls them."""
+"""reproduce.py, analyze.py, and the classifier mode of train.py and eval.py, as a user calls them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a tool's main in this process: stdout and stderr."""
+    """Runs a tool's main in this process; returns stdout and stderr."""
 
     def run(tool: str, *arguments: str) -> tuple[str, str]:
         spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / f"tools/{tool}.py")
@@ -74,18 +74,18 @@ def test_ap_stays_empty_without_weights(call: Call, tmp_path: Path, monkeypatch:
         ([], "one of the arguments --table --figure is required"),
     ],
 )
-def test_what_there_is_not_is_one_line(call: Call, arguments: list[str], message: str) -> None:
+def test_a_wrong_argument_is_a_one_line_error(call: Call, arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call("reproduce", *arguments)
 
 
 @pytest.mark.parametrize("figure", ["7", "8"])
-def test_figures_are_pictures(call: Call, tmp_path: Path, figure: str) -> None:
+def test_figures_are_written_as_images(call: Call, tmp_path: Path, figure: str) -> None:
     out = tmp_path / "new" / "figure.png"
     call("reproduce", "--figure", figure, "--out", str(out))
-    picture = cv2.imread(str(out))
-    assert picture is not None
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "an empty plot"
+    image = cv2.imread(str(out))
+    assert image is not None
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20, "an empty plot"
 
 
 def test_what_to_optimise_first(call: Call) -> None:
@@ -120,7 +120,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
         held = [layer["held_bytes"] for layer in report["layers"]]
         peak, in_pytorch = (each["totals"]["activation_peak_bytes"] for each in (report, native))
         assert all(0 < each <= peak for each in held)
-        assert 0.5 < peak / in_pytorch < 1.2, "activations are fused, layouts are changed: about the same"
+        assert 0.5 < peak / in_pytorch < 1.2, "fused activations and changed layouts change the peak only a little"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
         (["configs/tiny.yaml", "--threads", "0"], "--threads: expected at least 1"),
     ],
 )
-def test_what_cannot_be_analysed(
+def test_wrong_arguments_of_analyze_are_refused(
     call: Call, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -147,8 +147,8 @@ def test_a_classifier_from_folders_to_top_1(call: Call, tmp_path: Path) -> None:
         for level, name in ((40, "dark"), (200, "light")):
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(8):
-                picture = rng.integers(level - 30, level + 30, (50, 60, 3)).astype(np.uint8)
-                cv2.imwrite(str(tmp_path / split / name / f"{number}.png"), picture)
+                image = rng.integers(level - 30, level + 30, (50, 60, 3)).astype(np.uint8)
+                cv2.imwrite(str(tmp_path / split / name / f"{number}.png"), image)
     run = tmp_path / "run"
     settings = ["model.backbone.name=darknet_reference", "model.num_classes=2"]
     schedule = ["train.max_steps=120", "train.batch_size=8", "train.learning_rate=0.02", "augment.exposure=1.0"]
@@ -165,6 +165,6 @@ def test_a_classifier_from_folders_to_top_1(call: Call, tmp_path: Path) -> None:
         call("eval", str(ROOT / "configs/tiny.yaml"), "--weights", str(run / "best.safetensors"))
     with pytest.raises(InputError, match="--backend: is for detectors"):
         call("eval", str(run), "--backend", "torch")
-    assert "0 pictures cannot be read" in call("doctor", str(tmp_path), "--config", str(run / "config.yaml"))[0]
+    assert "0 images cannot be read" in call("doctor", str(tmp_path), "--config", str(run / "config.yaml"))[0]
     replayed = json.loads(call("train", config, *settings, *schedule, *where, "--replay", "3", "--json")[0])
     assert len(replayed["image_ids"]) == len(list((run / "replay_3").glob("*.png"))) == 8

@@ -20,7 +20,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
 
 def main(tool: str) -> Callable[[list[str]], int]:
-    """The tool's main, in this process."""
+    """Returns the tool's main, to be called in this process."""
     function: Callable[[list[str]], int] = runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"]
     return function
 
@@ -56,7 +56,7 @@ def test_eval_writes_table_plots_and_json(
         assert cv2.imread(str(tmp_path / name)) is not None, name
 
 
-def test_eval_gives_what_training_gave(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_agrees_with_training(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main("eval")([str(trained_run), "--out", str(tmp_path), "--json"])
     metrics = json.loads(capsys.readouterr().out)
     last = json.loads((trained_run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -64,7 +64,7 @@ def test_eval_gives_what_training_gave(trained_run: Path, tmp_path: Path, capsys
     assert metrics["ar100"] == last["val/ar100"]
 
 
-def test_submission_has_coco_s_name_and_format(
+def test_submission_has_the_name_and_format_of_coco(
     trained_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import zipfile
@@ -130,7 +130,7 @@ def test_train_replays_a_step(tiny_data: Path, tmp_path: Path, capsys: pytest.Ca
     assert main("train")([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["step"] == 3
-    assert cv2.imread(report["picture"]) is not None
+    assert cv2.imread(report["image"]) is not None
     main("train")(arguments)
     assert capsys.readouterr().out.startswith(f"step 3: images {report['image_ids'][0]}, ")
 

@@ -1,4 +1,4 @@
-"""Classifiers: trained end to end on drawn shapes, resumed, measured, and taken over by a detector."""
+"""Classifiers: trained end to end on drawn shapes, resumed, measured, and used to start a detector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETWORK = "model.backbone.name=darknet_reference"
 
 
 def draw_folders(root: Path, counts: dict[str, int]) -> None:
-    """Circles, squares and stripes of random colours, in one folder for each."""
+    """Draws circles, squares and stripes in random colours, one folder for each class."""
     rng = np.random.default_rng(0)
     for split, count in counts.items():
         for kind in ("circle", "square", "stripes"):
@@ -99,7 +99,7 @@ def test_the_stored_classifier_measures_the_same(trained: tuple[Path, dict[str, 
     assert evaluate_checkpoint(checkpoint, root=str(shapes), split="train", progress=False)["images"] == 120
 
 
-def test_its_backbone_starts_a_detector(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_a_detector_starts_from_its_backbone(trained: tuple[Path, dict[str, Any]]) -> None:
     weights = trained[0] / "best.safetensors"
     model = ["model.backbone.name=darknet_tiny", "model.neck.name=yolov3_tiny"]
     anchors = ["model.anchors=[[10, 14], [20, 20], [40, 40], [60, 60], [80, 80], [90, 90]]"]
@@ -111,7 +111,7 @@ def test_its_backbone_starts_a_detector(trained: tuple[Path, dict[str, Any]]) ->
     assert torch.equal(network.state_dict()["backbone.convs.0.conv.weight"], stored)
 
 
-def test_it_is_not_taken_for_a_detector(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_it_is_not_accepted_as_a_detector(trained: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="holds a classifier, not a detector"):
         load_detector(trained[0] / "best.safetensors")
     assert find_classifier(str(ROOT / "configs/tiny.yaml"), None) is None
@@ -140,20 +140,20 @@ def test_resuming_gives_the_same_bytes_with_any_number_of_workers(shapes: Path, 
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
-def test_other_classes_are_never_taken_for_the_trained_ones(
+def test_classes_other_than_the_trained_ones_are_refused(
     trained: tuple[Path, dict[str, Any]], shapes: Path, tmp_path: Path
 ) -> None:
     run_dir, _ = trained
     assert load_checkpoint(run_dir / "best.safetensors").info["class_names"] == ["circle", "square", "stripes"]
     draw_folders(tmp_path, {"train": 1, "val": 1})
     for split in ("train", "val"):
-        (tmp_path / split / "circle").rename(tmp_path / split / "zebra")  # comes last now
+        (tmp_path / split / "circle").rename(tmp_path / split / "zebra")  # now comes last
     with pytest.raises(InputError, match="only one of them has circle, zebra"):
         evaluate_checkpoint(
             load_checkpoint(run_dir / "best.safetensors"), root=str(tmp_path), split=None, progress=False
         )
     config = tiny_classifier(tmp_path, "train.max_steps=200", f"run_dir={run_dir}")
-    with pytest.raises(InputError, match="was trained with other class names than the data have now"):
+    with pytest.raises(InputError, match="was trained with different class names than the data have now"):
         train(config, resume=True)
 
 

@@ -42,19 +42,19 @@ def torchrun(config: DetectConfig, folder: Path, *options: str) -> list[str]:
 
 @contextmanager
 def launched(command: list[str], cwd: Path, **streams: int) -> Iterator[subprocess.Popen[str]]:
-    """Starts a launcher; at the end nothing of it and of its ranks is left."""
+    """Starts a launcher; kills it and its ranks at the end."""
     launcher = subprocess.Popen(command, cwd=cwd, text=True, start_new_session=True, **streams)  # type: ignore[call-overload]
     try:
         yield launcher
     finally:
-        for process in (launcher.pid, *descendants(launcher.pid)):  # ranks have sessions of their own
+        for process in (launcher.pid, *descendants(launcher.pid)):  # each rank has its own session
             with suppress(ProcessLookupError):
                 os.killpg(process, signal.SIGKILL)
         launcher.communicate()
 
 
 def descendants(process: int) -> list[int]:
-    """Children, grandchildren, ... that are session leaders, so that they can be killed with all that is theirs."""
+    """All descendants that are session leaders, so that each can be killed with its process group."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lists = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
         children = [int(child) for children in lists for child in children]
@@ -86,12 +86,12 @@ def test_all_ranks_together_see_the_batches_of_one(tiny: Make, num_ranks: int) -
 
 
 def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path: Path) -> None:
-    """With the statistics of all images the sum over the ranks is the gradient of the whole batch, up to rounding."""
+    """With the statistics of all images, the ranks' gradients add up to that of the whole batch, up to rounding."""
     options = [*OPTIONS, "evaluate.score_threshold=0.0001"]
     config = tiny([*options, "train.sync_batchnorm=true"], run="two")
     result = subprocess.run(torchrun(config, tmp_path), capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
-    metrics = json.loads(result.stdout)  # rank 0 alone prints
+    metrics = json.loads(result.stdout)  # only rank 0 prints
 
     alone = tiny(options, run="one")
     train(alone)
@@ -112,7 +112,7 @@ def test_two_processes_reach_the_weights_and_metrics_of_one(tiny: Make, tmp_path
     measured = evaluate(predictor, open_split(config, "val")).compute()
     assert measured["ar100"] > 0
     for name in ("ap", "ap50", "ar100", "darknet", "per_class"):
-        assert metrics[name] == measured[name], "an evaluation that the ranks share has the same result"
+        assert metrics[name] == measured[name], "an evaluation shared by the ranks has the same result"
 
 
 SYNCHRONIZED = """
@@ -132,13 +132,13 @@ with join_ranks() as ranks:
     expected, found = gradients(whole, slice(0, 6)), list(gradients(shared[0], mine))
     for gradient in found[1:]:
         dist.all_reduce(gradient)
-    # Of channel 4 only the statistics: what float32 leaves of its gradient differs from formula to formula.
+    # Channel 4: compare only the statistics; its float32 gradient depends on the formula.
     torch.testing.assert_close(found[0][:, :4], expected[0][mine][:, :4], rtol=1e-4, atol=1e-4)
     for one, other in zip(found[1:], expected[1:]):
         torch.testing.assert_close(one[:4], other[:4], rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(shared[0].running_var, whole.running_var, rtol=1e-4, atol=0)
     torch.testing.assert_close(shared[0].running_mean, whole.running_mean)
-    os.write(1, b"compared on %d\\n" % ranks.rank)  # in one piece: both write into one pipe
+    os.write(1, b"compared on %d\\n" % ranks.rank)  # one write: both ranks share one pipe
 """
 
 
@@ -168,14 +168,14 @@ def test_a_rank_that_dies_is_restarted_and_nothing_changes(tiny: Make, tmp_path:
         assert load_checkpoint(last).info["step"] < 8, "killed too late to prove anything"
         with suppress(subprocess.TimeoutExpired):
             launcher.wait(timeout=25)
-    # Now and then PyTorch's own rendezvous fails after a restart ("Connection refused") and the launcher gives up or
-    # waits for ever: it is started again with the same command, as a job system would.
+    # PyTorch's own rendezvous sometimes fails after a restart ("Connection refused"), and the launcher gives up or
+    # hangs. The test then starts it again with the same command, as a job system would.
     if launcher.returncode != 0:
         subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert last.read_bytes() == expected
 
 
-def test_a_launcher_that_is_told_to_stop_leaves_the_ranks_time_to_save(tiny: Make, tmp_path: Path) -> None:
+def test_a_stopped_launcher_gives_the_ranks_time_to_save(tiny: Make, tmp_path: Path) -> None:
     config = tiny([*OPTIONS, "train.max_steps=2000", "train.save_every=1000"])
     record = Path(str(config.run_dir)) / "metrics.jsonl"
     with launched(torchrun(config, tmp_path), tmp_path, stderr=subprocess.PIPE) as launcher:
@@ -185,7 +185,7 @@ def test_a_launcher_that_is_told_to_stop_leaves_the_ranks_time_to_save(tiny: Mak
     (line,) = [line for line in errors.splitlines() if line.startswith("stopped after step")]
     saved = load_checkpoint(record.parent / "last.safetensors").info["step"]
     assert 0 < saved < 1000
-    assert line.startswith(f"stopped after step {saved}; the same command with --resume goes on")
+    assert line.startswith(f"stopped after step {saved}; continue with --resume")
 
 
 def test_a_loss_that_is_not_finite_stops_all_ranks_with_one_line(tiny: Make, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_one_line(tiny: Make, tmp
 
 
 def test_two_machines_without_shared_storage(tiny: Make, tmp_path: Path) -> None:
-    """Two launchers in folders of their own: the run's folder is in one of them only."""
+    """Two launchers, each in its own folder: the run's folder is in only one of them."""
     config = replace(tiny([*OPTIONS, "train.max_steps=3"]), run_dir="run")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
@@ -227,12 +227,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(tiny: Make) -> None:
         _check_ranks(config, Ranks(0, 4, torch.device("cpu")))
 
 
-def test_alone_nothing_communicates() -> None:
+def test_a_single_process_does_not_communicate() -> None:
     alone = Ranks(0, 1, torch.device("cpu"))
     network = torch.nn.Conv2d(1, 1, 1)
     assert alone.sum([1.0, 2.0]) == [1, 2]
     assert alone.gather([3]) == [3]
-    assert alone.agree("x") == "x"
+    assert alone.broadcast("x") == "x"
     alone.wait()
     alone.sum_gradients(network)
 

@@ -1,4 +1,4 @@
-"""The same bytes: whatever kills a run, however many processes read the pictures, and on a full disk."""
+"""The same bytes: whatever kills a run, however many processes read the images, and on a full disk."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def start(config: DetectConfig, folder: Path, **options: object) -> subprocess.P
 
 
 def kill_at(moment: str, process: subprocess.Popen[bytes], run_dir: Path, rng: random.Random) -> bool:
-    """Kills a training and all its workers at some moment; False if it had ended before."""
+    """Kills a training run and all its workers at `moment`; returns False if the run ended before."""
     assert process.stderr is not None
     os.set_blocking(process.stderr.fileno(), False)
-    said, training_since, delay = b"", None, rng.uniform(0, 4)
+    output, training_since, delay = b"", None, rng.uniform(0, 4)
     while process.poll() is None:
-        said += process.stderr.read() or b""
-        if training_since is None and b"img/s" in said:
-            training_since, said = time.monotonic(), b""
+        output += process.stderr.read() or b""
+        if training_since is None and b"img/s" in output:
+            training_since, output = time.monotonic(), b""
         if training_since is not None:
             if moment == "time" and time.monotonic() - training_since > delay:
                 break
             if moment == "writing" and list(run_dir.glob(".*.safetensors.*")):
                 break
-            if moment == "evaluating" and b"evaluate:" in said:
+            if moment == "evaluating" and b"evaluate:" in output:
                 time.sleep(rng.uniform(0, 0.1))
                 break
         time.sleep(0.001)
@@ -71,7 +71,7 @@ def kill_at(moment: str, process: subprocess.Popen[bytes], run_dir: Path, rng: r
 
 
 def survive(make: Make, folder: Path, kills: int, seed: int) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Trains once undisturbed and once killed again and again; returns both runs' digests and the moments."""
+    """Trains once undisturbed and once with repeated kills; returns both runs' digests and the moments."""
     config = make(LONG, run="run")
     run_dir = Path(str(config.run_dir))
     undisturbed = start(config, folder)
@@ -86,14 +86,14 @@ def survive(make: Make, folder: Path, kills: int, seed: int) -> tuple[dict[str, 
         process = start(config, folder)
         if kill_at(moment, process, run_dir, rng):
             moments.append(moment)
-        else:  # done already: once more from the start
+        else:  # already finished: start again from scratch
             assert process.returncode == 0
             assert digests(run_dir) == expected, moments
             run_dir.rename(folder / f"survived_{len(moments)}")
     last = start(config, folder)
     _, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors[-1000:]
-    assert not list(run_dir.glob(".*")), "half a file of a killed process stayed behind"
+    assert not list(run_dir.glob(".*")), "a killed process left a partial file behind"
     return expected, digests(run_dir), moments
 
 
@@ -119,7 +119,7 @@ def test_loader_workers_change_no_byte(tiny: Make, tmp_path: Path) -> None:
     short = ["train.max_steps=4", "train.save_every=4", "train.log_every=2", "evaluate.every=4"]
     found = []
     for workers in (0, 1, 2, 4):
-        # The weights record their config, so all of it is the same but for the number of workers in effect.
+        # The weights file records its config, which differs: compare only the tensors and the metrics.
         config = tiny([*short, f"train.num_workers={workers}"], run=f"workers_{workers}")
         train(config)
         run_dir = Path(str(config.run_dir))
@@ -130,7 +130,7 @@ def test_loader_workers_change_no_byte(tiny: Make, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tiny: Make, tmp_path: Path) -> None:
-    """Files beyond a size limit cannot be written: what the kernel says then differs from a full disk by its words."""
+    """Files above a size limit cannot be written; only the kernel's message differs from that of a full disk."""
     before = tiny(["train.max_steps=2", "evaluate.every=0"], run="run")
     train(before)
     run_dir = Path(str(before.run_dir))

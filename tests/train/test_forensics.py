@@ -1,4 +1,4 @@
-"""What a run says when it goes wrong; each trouble is provoked."""
+"""What a run reports when it fails; each failure is provoked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from detector.train.forensics import (
     is_finite,
     subdivisions_advice,
 )
-from detector.train.replay import rebuild_batch, save_batch_picture
+from detector.train.replay import rebuild_batch, save_batch_image
 
 Make = Callable[..., DetectConfig]
 
@@ -48,7 +48,7 @@ def test_the_first_layer_that_overflows_is_named() -> None:
     with torch.no_grad():
         layers[1].norm.weight.fill_(3e38)  # type: ignore[union-attr, operator]
         layers[1].norm.bias.fill_(3e38)  # type: ignore[union-attr, operator]
-    layers.train()(images)  # as in a run: the failing pass has spoilt the statistics already
+    layers.train()(images)  # as in a run: the failing pass has already spoilt the statistics
     before = {name: value.clone() for name, value in layers.state_dict().items()}
     assert first_nonfinite_layer(layers, images) == "the output of 1.norm"
     assert all(
@@ -77,7 +77,7 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
 
 
 def hang(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-    """Reading `path` takes very long, as on a network drive that does not answer."""
+    """Makes reading `path` very slow, as on a network drive that does not respond."""
     original = DetectionDataset.read_bytes
 
     def slow(self: DetectionDataset, index: int) -> bytes:
@@ -122,7 +122,7 @@ def test_a_worker_that_dies_while_the_network_computes_is_explained(tiny: Make) 
         kill_a_worker_and_compute(batches)
 
 
-def test_what_was_read_is_forgotten_even_when_it_failed(tiny: Make) -> None:
+def test_a_reading_note_is_removed_even_after_a_failure(tiny: Make) -> None:
     config = tiny(["train.num_workers=0", "augment.mosaic=0"])
     dataset = open_split(config, "train")
     samples = TrainingSamples(replace(dataset, paths=[Path("/none.jpg"), *dataset.paths[1:]]), config)
@@ -133,7 +133,7 @@ def test_what_was_read_is_forgotten_even_when_it_failed(tiny: Make) -> None:
         assert f"worker 0 has been reading {dataset.paths[1]} for 0 s" in samples.notes.describe()
 
 
-def test_a_picture_that_fails_in_a_worker_is_one_line(tiny: Make) -> None:
+def test_an_image_that_fails_in_a_worker_is_a_one_line_error(tiny: Make) -> None:
     config = tiny(["train.num_workers=1", "data.bad_labels=fail"])
     dataset = replace(open_split(config, "train"), paths=[Path("/nowhere/x.jpg")] * 64)
     with pytest.raises(InputError) as caught:
@@ -144,12 +144,12 @@ def test_a_picture_that_fails_in_a_worker_is_one_line(tiny: Make) -> None:
 @pytest.mark.parametrize(
     ("num_images", "subdivisions", "advice"),
     [
-        (64, 8, "8 images at a time: train.subdivisions=16 (parts of 4 images) needs about 50 % of it"),
-        (6, 1, "6 images at a time: train.subdivisions=2 (parts of 3 images) needs about 50 % of it"),
-        (4, 4, "1 image at a time: lower preprocess.size_hw; half of each side needs a quarter"),
+        (64, 8, "8 images at a time: train.subdivisions=16 (parts of 4 images) needs about 50 % of the memory"),
+        (6, 1, "6 images at a time: train.subdivisions=2 (parts of 3 images) needs about 50 % of the memory"),
+        (4, 4, "1 image at a time: lower preprocess.size_hw; halving both sides needs a quarter of the memory"),
     ],
 )
-def test_advice_of_how_many_parts(num_images: int, subdivisions: int, advice: str) -> None:
+def test_advice_on_the_number_of_parts(num_images: int, subdivisions: int, advice: str) -> None:
     assert subdivisions_advice(num_images, subdivisions) == advice
 
 
@@ -170,7 +170,7 @@ def test_replay_shows_what_training_sees(tiny: Make, tmp_path: Path) -> None:
     again = rebuild_batch(config, dataset, 3)
     assert torch.equal(again.images, third.images)
     assert again.image_ids == third.image_ids
-    save_batch_picture(tmp_path / "new/batch.jpg", again, config.model.class_names)
+    save_batch_image(tmp_path / "new/batch.jpg", again, config.model.class_names)
     assert (tmp_path / "new/batch.jpg").stat().st_size > 1000
     with pytest.raises(InputError, match="--replay 0: the steps of this config are 1 to 120"):
         rebuild_batch(config, dataset, 0)

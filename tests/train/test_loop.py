@@ -1,4 +1,4 @@
-"""Training: exact resume, honest stops, schedule."""
+"""Training: exact resume, safe stops, schedule."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_resuming_is_bit_for_bit(tiny: Make, monkeypatch: pytest.MonkeyPatch, pr
     assert straight.run_dir is not None
     record = Path(straight.run_dir, "metrics.jsonl").read_text()
     weights, best = digest(straight.run_dir), digest(straight.run_dir, "best.safetensors")
-    Path(straight.run_dir).rename(Path(straight.run_dir).with_name("first"))  # the same run_dir: it is in the config
+    Path(straight.run_dir).rename(Path(straight.run_dir).with_name("first"))  # run_dir is in the config: use it again
 
     stopped = tiny(options, run="run")
     with monkeypatch.context() as patch:
@@ -76,7 +76,7 @@ def test_a_run_is_not_overwritten(tiny: Make) -> None:
     train(config)
     with pytest.raises(InputError, match="holds a run already; add --resume"):
         train(config)
-    again = train(config, resume=True)  # finished already: evaluates only
+    again = train(config, resume=True)  # already finished: only evaluates
     assert "ap50" in again
 
 
@@ -85,22 +85,22 @@ def test_best_weights_without_their_run_are_not_deleted(tiny: Make) -> None:
     best = Path(config.run_dir or "") / "best.safetensors"
     best.parent.mkdir()
     best.write_bytes(b"precious")
-    with pytest.raises(InputError, match="is there without its run"):
+    with pytest.raises(InputError, match="exists without its run"):
         train(config)
     assert best.read_bytes() == b"precious"
 
 
-def test_a_picture_that_stops_the_evaluation_costs_no_training(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
+def test_an_image_that_stops_the_evaluation_loses_no_training(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(tiny_data, root)
-    picture = root / "images/val_00003.jpg"
-    whole = picture.read_bytes()
-    picture.write_bytes(whole[: len(whole) // 2])
+    image = root / "images/val_00003.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
     config = tiny(["train.max_steps=2", f"data.root={root}"])
     with pytest.raises(InputError, match=r"val_00003.jpg: is not a readable image"):
         train(config)
     assert load_checkpoint(Path(config.run_dir or "") / "last.safetensors").info["step"] == 2
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     assert "ap50" in train(config, resume=True)
 
 
@@ -141,7 +141,7 @@ def _parameters(checkpoint: object) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_training_learns(tiny: Make, tmp_path: Path) -> None:
-    """Eight pictures again and again: the loss falls to less than half, or the parts do not pull in one direction."""
+    """Eight images, over and over: the loss must fall below half, or the parts of training do not work together."""
     config = tiny(
         [
             f"data.root={tmp_path / 'eight'}",
@@ -187,7 +187,7 @@ def test_cosine_schedule(tiny: Make) -> None:
     assert learning_rate_at(99, config) == pytest.approx(0.1)
 
 
-def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
+def test_weight_decay_applies_to_convolutions_only(tiny: Make) -> None:
     network = torch.nn.Sequential(ConvBN(3, 4, 3), torch.nn.Conv2d(4, 2, 1))
     decayed, free = build_optimizer(network, tiny().train).param_groups
     assert [p.ndim for p in decayed["params"]] == [4, 4]
@@ -196,7 +196,7 @@ def test_decay_falls_on_convolutions_only(tiny: Make) -> None:
 
 
 def test_subdivisions_do_not_change_the_gradient(tiny: Make) -> None:
-    """Without normalisation's batch statistics the parts add up to the whole; here: the loss terms they are made of."""
+    """Without batch statistics the parts add up to the whole batch; checked here on the loss terms."""
     from detector.data.loader import training_batches
     from detector.models.build import build_detector
     from detector.train.detection import build_loss, open_split

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process where the C library can be asked."""
+"""Freed memory stays with the process where the C library allows it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_freed_memory_is_used_again() -> None:
-    """Without the request each block of 64 MB is mapped anew, 16,384 pages; with it none, once the heap has settled."""
+    """By default each 64 MB block is mapped again (16,384 pages); on request none is, once the heap has settled."""
     faults = [
         int(subprocess.run([sys.executable, "-c", MEASURE, how], capture_output=True, text=True, check=True).stdout)
         for how in ("default", "keep")

@@ -1,4 +1,4 @@
-"""Waiting and computing are told apart, by a clock of the test's own."""
+"""Waiting and computing are measured separately, with a fake clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detector.train.throughput import Throughput
 
 
 def test_steps_that_waited_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # step 1: 1 s, of it 1 ms for its batch; step 2: 3 s, of it half a second
+    # step 1: 1 s, including 1 ms of waiting; step 2: 3 s, including half a second of waiting
     times = iter([0.0, 0.1, 0.101, 1.0, 2.0, 2.1, 2.6, 5.0])
     monkeypatch.setattr("detector.train.throughput.time.perf_counter", lambda: next(times))
     batch = Batch(

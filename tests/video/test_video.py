@@ -13,7 +13,7 @@ from detector.data.synthetic import write_video
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.video.pipeline import VideoReport, open_file_sink, run_video
-from detector.video.sink import FolderSink, PictureSink, VideoSink, WindowSink
+from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
 from detector.video.source import LiveSource, open_source
 
 
@@ -45,7 +45,7 @@ def test_frames_are_rgb(tmp_path: Path) -> None:
         assert pixel[2] < 30, name
 
 
-def test_folder_glob_and_picture(tmp_path: Path) -> None:
+def test_folder_glob_and_image(tmp_path: Path) -> None:
     for name in ("b.png", "a.jpg", "note.txt"):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8)) if name != "note.txt" else (
             tmp_path / name
@@ -64,7 +64,7 @@ def test_folder_glob_and_picture(tmp_path: Path) -> None:
         ("*.nothing", "no images found"),
     ],
 )
-def test_what_is_not_there_gets_one_line(
+def test_a_missing_source_is_a_one_line_error(
     source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def test_what_is_not_there_gets_one_line(
         open_source(source)
 
 
-def test_no_video_and_empty_folder(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_and_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match="is not a video"):
         open_source(str(tmp_path / "text.mp4"))
@@ -117,7 +117,7 @@ def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
 def test_pipeline_saves_and_reports(clip: Path, trained_run: Path, tmp_path: Path) -> None:
     predictor = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=3)
     names: list[str] = []
-    sinks = [VideoSink(tmp_path / "out" / "o.mp4", 10), PictureSink(tmp_path / "grid.jpg")]
+    sinks = [VideoSink(tmp_path / "out" / "o.mp4", 10), ImageSink(tmp_path / "grid.jpg")]
     report = run_video(open_source(str(clip)), predictor, sinks, on_frame=lambda frame, found: names.append(frame.name))
     assert (report.frames, report.detections, len(names)) == (7, 21, 7)
     assert "7 frames" in report.summary()
@@ -150,8 +150,8 @@ def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         WindowSink()
 
 
-def test_nothing_that_is_read_is_overwritten(clip: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_a_source_is_never_overwritten(clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
     for named, target in (
@@ -166,5 +166,5 @@ def test_nothing_that_is_read_is_overwritten(clip: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="images are saved to a folder"):
         open_file_sink(open_source(str(folder)), tmp_path / "out.mp4")
     assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out"), FolderSink)
-    assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out.jpg"), PictureSink)
+    assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out.jpg"), ImageSink)
     assert isinstance(open_file_sink(open_source(str(clip)), tmp_path / "out.mp4"), VideoSink)
