@@ -90,8 +90,6 @@ def encode_boxes(
 
 def best_possible_recall(sizes_wh: Tensor, anchors_wh: Tensor, *, threshold: float = 0.5) -> float:
     """Share of the box sizes (N, 2) that some anchor (A, 2) overlaps with at least `threshold`; nan without boxes."""
-    if len(sizes_wh) == 0:
-        return float("nan")
     return float((size_iou(sizes_wh, anchors_wh).amax(dim=1) >= threshold).float().mean())
 
 

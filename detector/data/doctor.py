@@ -33,7 +33,7 @@ class SplitReport:
         empty_images: images without an object.
         side_quantiles: 5, 25, 50, 75 and 95 % quantiles of the square roots of the box areas, in original pixels.
         recall: best possible recall of each anchor set at IoU 0.5 and 0.7, boxes scaled to the network's size.
-        fitted_anchors: nine anchors fitted to this split.
+        fitted_anchors: as many anchors as were given, fitted to this split; none where it has fewer boxes.
         problems: with labels and images.
     """
 
@@ -121,8 +121,8 @@ def _examine_split(
     scaled = sides * torch.tensor(size_hw[::-1]) / images.flip(1)  # (n, 2), network pixels
     candidates = {"given anchors": torch.tensor(anchors, dtype=torch.float32)}
     fitted = torch.zeros(0, 2)
-    if len(scaled) >= 9:
-        fitted = fit_anchors(scaled, 9)
+    if len(scaled) >= len(anchors):
+        fitted = fit_anchors(scaled, len(anchors))
         candidates["fitted anchors"] = fitted
     quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
     return SplitReport(
@@ -187,7 +187,9 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
             lines.append(f"  best possible recall, {key}: {half:.4f} at IoU 0.5, {high:.4f} at IoU 0.7")
         if split.fitted_anchors:
             size = f"{report.size_hw[1]}x{report.size_hw[0]}"
-            lines.append(f"  nine anchors fitted to it for {size}: {[list(pair) for pair in split.fitted_anchors]}")
+            lines.append(
+                f"  {len(split.fitted_anchors)} anchors fitted to it for {size}: {[list(pair) for pair in split.fitted_anchors]}"
+            )
         lines += [f"  {problem}" for problem in split.problems[:max_problems]]
         if len(split.problems) > max_problems:
             lines.append(f"  ... and {len(split.problems) - max_problems} more (--json lists all)")

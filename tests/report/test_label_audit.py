@@ -150,7 +150,5 @@ def test_a_hostile_name_stays_text(tiny: Callable[..., DetectConfig], trained_ru
     dataset = open_split(config, "val")
     hostile = replace(dataset, image_ids=["<script>alert(1)</script>"] * len(dataset))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss/total": 1.0}) + "\n")
-    write_run_report(
-        tmp_path / "report.html", config, predictor, hostile, hostile, evaluate(predictor, hostile)
-    )
+    write_run_report(tmp_path / "report.html", config, predictor, hostile, hostile, evaluate(predictor, hostile))
     assert "<script" not in (tmp_path / "report.html").read_text(encoding="utf-8")
