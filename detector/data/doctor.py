@@ -187,9 +187,8 @@ def report_text(report: DoctorReport, *, max_problems: int = 20) -> str:
             lines.append(f"  best possible recall, {key}: {half:.4f} at IoU 0.5, {high:.4f} at IoU 0.7")
         if split.fitted_anchors:
             size = f"{report.size_hw[1]}x{report.size_hw[0]}"
-            lines.append(
-                f"  {len(split.fitted_anchors)} anchors fitted to it for {size}: {[list(pair) for pair in split.fitted_anchors]}"
-            )
+            fitted = [list(pair) for pair in split.fitted_anchors]
+            lines.append(f"  {len(fitted)} anchors fitted to it for {size}: {fitted}")
         lines += [f"  {problem}" for problem in split.problems[:max_problems]]
         if len(split.problems) > max_problems:
             lines.append(f"  ... and {len(split.problems) - max_problems} more (--json lists all)")
