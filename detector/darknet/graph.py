@@ -24,88 +24,24 @@ from detector.models.layers import ACTIVATIONS, ConvBN, Maxout
 
 _LOG = logging.getLogger(__name__)
 
-_KNOWN_KEYS: dict[str, set[str]] = {
-    "convolutional": {
-        "batch_normalize",
-        "filters",
-        "size",
-        "stride",
-        "stride_x",
-        "stride_y",
-        "pad",
-        "padding",
-        "dilation",
-        "groups",
-        "activation",
-    },
-    "maxpool": {"size", "stride", "stride_x", "stride_y", "padding", "maxpool_depth", "out_channels"},
-    "avgpool": set(),
-    "route": {"layers", "groups", "group_id"},
-    "shortcut": {"from", "activation"},
-    "upsample": {"stride", "scale"},
-    "scale_channels": {"from", "activation"},
-    "sam": {"from", "activation"},
-    "dropout": {"probability"},
-    "softmax": {"groups"},
-    "cost": {"type", "scale"},
-    "net": {
-        *(
-            "batch",
-            "subdivisions",
-            "width",
-            "height",
-            "channels",
-            "momentum",
-            "decay",
-            "angle",
-            "saturation",
-            "exposure",
-        ),
-        *(
-            "hue",
-            "learning_rate",
-            "burn_in",
-            "max_batches",
-            "policy",
-            "steps",
-            "scales",
-            "step",
-            "scale",
-            "power",
-            "flip",
-        ),
-        *("mosaic", "cutmix", "mixup", "label_smooth_eps", "letter_box", "aspect", "min_crop", "max_crop", "resize"),
-        *("inputs", "crop", "max_chart_loss", "optimized_memory", "workspace_size_limit_MB", "seed"),
-    },
-    "yolo": {
-        "mask",
-        "anchors",
-        "classes",
-        "num",
-        "scale_x_y",
-        "new_coords",
-        "jitter",
-        "resize",
-        "ignore_thresh",
-        "truth_thresh",
-        "random",
-        "iou_loss",
-        "iou_thresh",
-        "iou_normalizer",
-        "obj_normalizer",
-        "cls_normalizer",
-        "uc_normalizer",
-        "delta_normalizer",
-        "max_delta",
-        "nms_kind",
-        "beta_nms",
-        "beta1",
-        "iou_thresh_kind",
-        "label_smooth_eps",
-        "objectness_smooth",
-        "focal_loss",
-        "max",
-    },
+_KNOWN_KEYS = {
+    "convolutional": "batch_normalize filters size stride stride_x stride_y pad padding dilation groups activation",
+    "maxpool": "size stride stride_x stride_y padding maxpool_depth out_channels",
+    "avgpool": "",
+    "route": "layers groups group_id",
+    "shortcut": "from activation",
+    "upsample": "stride scale",
+    "scale_channels": "from activation",
+    "sam": "from activation",
+    "dropout": "probability",
+    "softmax": "groups",
+    "cost": "type scale",
+    "net": "batch subdivisions width height channels momentum decay angle saturation exposure hue learning_rate "
+    "burn_in max_batches policy steps scales step scale power flip mosaic cutmix mixup label_smooth_eps letter_box aspect "
+    "min_crop max_crop resize inputs crop max_chart_loss optimized_memory workspace_size_limit_MB seed",
+    "yolo": "mask anchors classes num scale_x_y new_coords jitter resize ignore_thresh truth_thresh random iou_loss "
+    "iou_thresh iou_normalizer obj_normalizer cls_normalizer uc_normalizer delta_normalizer max_delta nms_kind "
+    "beta_nms beta1 iou_thresh_kind label_smooth_eps objectness_smooth focal_loss max",
 }
 Shape = tuple[int, int, int]
 
@@ -113,7 +49,7 @@ Shape = tuple[int, int, int]
 def warn_of_unknown_keys(section: Section) -> None:
     """Warns of every key that this program does not know, with file and line."""
     name = "net" if section.name == "network" else section.name
-    for key in sorted(section.options.keys() - _KNOWN_KEYS[name]):
+    for key in sorted(section.options.keys() - set(_KNOWN_KEYS[name].split())):
         value, line = section.options[key]
         _LOG.warning("%s, line %d: [%s] %s=%s is unknown and ignored", section.where, line, section.name, key, value)
 

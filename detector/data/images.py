@@ -103,7 +103,7 @@ def _decode(content: bytes, where: str, reduction: int = 1, flags: int = 0) -> I
     if not content:
         raise InputError(f"{where}: is empty")
     if not _is_complete(content):
-        _check_with_pillow(content, where)
+        _decode_with_pillow(content, where)  # raises where it is cut off
     try:
         decoded = cv2.imdecode(np.frombuffer(content, np.uint8), _MODES[reduction] | flags)
     except cv2.error as error:
@@ -123,10 +123,6 @@ def _is_complete(content: bytes) -> bool:
     if content.startswith(b"\x89PNG"):
         return b"IEND" in tail
     return True
-
-
-def _check_with_pillow(content: bytes, where: str) -> None:
-    _decode_with_pillow(content, where)
 
 
 def _decode_with_pillow(content: bytes, where: str) -> Image:
