@@ -142,3 +142,12 @@ def test_public_names() -> None:
         assert getattr(detector, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         detector.nothing  # noqa: B018
+
+
+def test_a_script_beside_a_clone_named_detector_imports_the_package(tmp_path: Path) -> None:
+    (tmp_path / "detector" / "tools").mkdir(parents=True)  # the clone, whose root is not a package
+    (tmp_path / "mine.py").write_text("import detector; print(detector.__version__)")
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr

@@ -37,8 +37,8 @@ _KNOWN_KEYS = {
     "softmax": "groups",
     "cost": "type scale",
     "net": "batch subdivisions width height channels momentum decay angle saturation exposure hue learning_rate "
-    "burn_in max_batches policy steps scales step scale power flip mosaic cutmix mixup label_smooth_eps letter_box aspect "
-    "min_crop max_crop resize inputs crop max_chart_loss optimized_memory workspace_size_limit_MB seed",
+    "burn_in max_batches policy steps scales step scale power flip mosaic cutmix mixup label_smooth_eps letter_box "
+    "aspect min_crop max_crop resize inputs crop max_chart_loss optimized_memory workspace_size_limit_MB seed",
     "yolo": "mask anchors classes num scale_x_y new_coords jitter resize ignore_thresh truth_thresh random iou_loss "
     "iou_thresh iou_normalizer obj_normalizer cls_normalizer uc_normalizer delta_normalizer max_delta nms_kind "
     "beta_nms beta1 iou_thresh_kind label_smooth_eps objectness_smooth focal_loss max",
