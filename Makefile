@@ -18,12 +18,12 @@ $(READY): requirements.txt pyproject.toml
 	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt -e '.[dev]'
 	@touch $(READY)
 
-demo: $(READY)  ## train on the embedded data, evaluate, write annotated pictures and a video
+demo: $(READY)  ## train on the synthetic data, evaluate, write annotated images and a video
 	$(RUN) tools/train.py configs/quickstart.yaml --resume
 	$(RUN) tools/eval.py configs/quickstart.yaml
-	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_0000*.jpg' --score-threshold 0.4 --save weights/quickstart/pictures.jpg
+	$(RUN) tools/demo.py configs/quickstart.yaml --image 'data/quickstart/images/val_0000*.jpg' --score-threshold 0.4 --save weights/quickstart/images.jpg
 	$(RUN) tools/demo.py configs/quickstart.yaml --video data/quickstart/video.mp4 --score-threshold 0.4 --save weights/quickstart/video.mp4
-	@echo "pictures: weights/quickstart/pictures.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
+	@echo "images: weights/quickstart/images.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
 
 soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (6 minutes on a quiet machine)
 	$(RUN) -m pytest -m soak
@@ -44,5 +44,5 @@ typecheck: $(READY)  ## mypy --strict on detector/ and tools/
 
 check: lint typecheck test  ## the gate: everything that must pass
 
-clean:  ## remove .venv, caches and the embedded data; weights stay
+clean:  ## remove .venv, caches and the synthetic data; weights stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info data/quickstart data/tiny

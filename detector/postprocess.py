@@ -43,7 +43,7 @@ class Thresholds:
     Attributes:
         score_threshold: candidates that score this or less are dropped.
         nms_threshold: of two boxes of one class with a larger IoU only the better one is kept.
-        max_detections: at most this many per image, the best.
+        max_detections: at most this many per image, the best; in a graph that ends in boxes, per class of an image.
 
     Raises:
         InputError: a threshold outside 0 to 1, or max_detections below 1.

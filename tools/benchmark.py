@@ -105,7 +105,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         calibration=calibration,
         threads=options.threads,
         rounds=options.rounds,
-        say=print_note,
+        print_progress=print_note,
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for name in ("model", "weights", "backends", "data", "size", "out"):
         if getattr(options, name):
             raise InputError(f"--table5: runs all detectors of the table at their sizes; leave out {name}")
-    table = benchmark_table5(rounds=options.rounds, threads=options.threads, say=print_note)
+    table = benchmark_table5(rounds=options.rounds, threads=options.threads, print_progress=print_note)
     return table, table5_text(table)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
+from detector.postprocess import Thresholds
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +25,9 @@ def main(arguments: list[str]) -> int:
         "--save", type=Path, metavar="OUT", help="annotated video; for images a folder, or a .jpg with a grid"
     )
     parser.add_argument("--show", action="store_true", help="show a window; q quits")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="keep only higher scores (default 0.25)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
     options = parser.parse_args(arguments)
     if not (options.save or options.show or options.json):
@@ -33,7 +36,6 @@ def main(arguments: list[str]) -> int:
     from detector.inference.find import find_model
     from detector.inference.folder import to_rows
     from detector.inference.predictor import Predictor
-    from detector.postprocess import Thresholds
     from detector.structures import Detections
     from detector.video.pipeline import Sink, open_file_sink, run_video
     from detector.video.sink import WindowSink

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from detector.cli import Parser, parse_size, print_json, print_note, run
 from detector.errors import InputError
+from detector.postprocess import Thresholds
 from detector.runtime.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -27,12 +28,9 @@ def main(arguments: list[str]) -> int:
     from detector.export.gate_data import gather_gate_data
     from detector.export.request import Request, check_request
     from detector.inference.find import find_trainable
-    from detector.postprocess import Thresholds
 
     loaded = find_trainable(options.model, options.weights, options.names)
-    suppression = None
-    if options.with_nms:
-        suppression = Thresholds(options.score_threshold, options.nms_threshold, options.max_detections)
+    thresholds = Thresholds(options.score_threshold, options.nms_threshold, options.max_detections)
     request = Request(
         to=options.to,
         out=options.out or loaded.path.with_suffix(FORMATS[options.to].suffix),
@@ -40,7 +38,7 @@ def main(arguments: list[str]) -> int:
         size_hw=parse_size(options.size) if options.size else None,
         batch=None if options.dynamic and options.batch is None else options.batch or 1,
         dynamic=options.dynamic,
-        suppression=suppression,
+        suppression=thresholds if options.with_nms else None,
         max_drop=options.max_drop,
     )
     print_note(f"weights {loaded.path}")
@@ -53,13 +51,13 @@ def main(arguments: list[str]) -> int:
     else:
         if options.with_nms:
             del report["maps"]  # such a graph has none
-        print("\n".join(f"{key:<22}{shown(value)}" for key, value in report.items() if value is not None))
+        print("\n".join(f"{key:<22}{format_value(value)}" for key, value in report.items() if value is not None))
         print("agreed; maps: largest difference / largest value; score, iou: of matching boxes;")
         print("unmatched: share of boxes without a counterpart; on_limit: boxes that only just pass a threshold")
     return 0
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A figure with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -77,9 +75,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dynamic", action="store_true", help="any size that is a multiple of 32, any batch")
     parser.add_argument("--batch", type=int, help="images per run (default: 1; with --dynamic: any number)")
     parser.add_argument("--with-nms", action="store_true", help="include NMS: the graph returns boxes (onnx, openvino)")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="for --with-nms (default: 0.25)")
-    parser.add_argument("--nms-threshold", type=float, default=0.45, help="for --with-nms (default: 0.45)")
-    parser.add_argument("--max-detections", type=int, default=100, help="per class, for --with-nms (default: 100)")
+    for name, kind in (("score_threshold", float), ("nms_threshold", float), ("max_detections", int)):
+        default = getattr(Thresholds, name)
+        of_class = "per class, " if name == "max_detections" else ""
+        help_text = f"{of_class}for --with-nms (default: {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=help_text)
     parser.add_argument("--data", help="labelled images to compare AP50 on; int8 is calibrated and measured on them")
     parser.add_argument("--split", help="part of the data set (default: the one used for training)")
     parser.add_argument("--images", help="folder with the images of a COCO JSON")
@@ -90,11 +90,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.batch or 1) < 1:
         raise InputError(f"--batch: expected at least 1, got {options.batch}")
-    if options.max_detections < 1:
-        raise InputError(f"--max-detections: expected at least 1, got {options.max_detections}")
-    for name in ("score_threshold", "nms_threshold", "max_drop"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise InputError(f"--{name.replace('_', '-')}: expected 0 to 1, got {getattr(options, name)}")
+    if not 0 <= options.max_drop <= 1:
+        raise InputError(f"--max-drop: expected 0 to 1, got {options.max_drop}")
     return options
 
 

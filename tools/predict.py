@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from detector.cli import Parser, announce_backend, print_json, print_note, run
 from detector.errors import InputError
+from detector.postprocess import Thresholds
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,6 @@ def main(arguments: list[str]) -> int:
     from detector.inference.folder import check_out, find_images, predict_many
     from detector.inference.predictor import Predictor
     from detector.inference.tiles import tile_windows
-    from detector.postprocess import Thresholds
     from detector.runtime.threads import usable_cpus
 
     if options.tile is not None:
@@ -114,7 +114,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", help="weights or exported file")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
     parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
-    parser.add_argument("--score-threshold", type=float, default=0.25, help="keep only higher scores (default 0.25)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default 8)")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="detect in tiles of this side and in the whole")
     parser.add_argument(

@@ -75,7 +75,7 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
 
         for one in found:
             print_note(f"measuring {one.row.name}")
-            table = measure_fps(one.row, say=say_if_left_out)
+            table = measure_fps(one.row, print_progress=print_if_left_out)
             if table is not None:
                 one.ours["fps_cpu" if options.table == "5" else "fps"] = best_fps(table)
                 machine = f"{table['cpu']}, {table['threads']} threads"
@@ -87,7 +87,7 @@ def measure(found: list[Any], measures: set[str], options: Any) -> str | None:
     return machine
 
 
-def say_if_left_out(text: str) -> None:
+def print_if_left_out(text: str) -> None:
     """Prints only those messages of a measurement that report a failure."""
     if text.startswith("left out"):
         print_note(text)

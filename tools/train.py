@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
         raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
     config = load_experiment(options.config, options.overrides, options.names)
     if options.show_config:
-        print(to_yaml(config), end="")
+        print_json(asdict(config)) if options.json else print(to_yaml(config), end="")
         return 0
     if options.replay is not None:
         check_folder(config)
@@ -77,11 +78,11 @@ def main(arguments: list[str]) -> int:
             print_note(f"interrupted; the last saved state is in {config.run_dir}; continue with --resume")
         return 130
     if first_process():
-        show({**metrics, "run_dir": config.run_dir}, as_json=options.json)
+        print_metrics({**metrics, "run_dir": config.run_dir}, as_json=options.json)
     return 0
 
 
-def show(metrics: dict[str, Any], *, as_json: bool) -> None:
+def print_metrics(metrics: dict[str, Any], *, as_json: bool) -> None:
     """Prints the final metrics of a training run."""
     from detector.evaluate.table import metrics_table
 

@@ -77,7 +77,7 @@ def inference_table(
     calibration: tuple[str, str | None] | None = None,
     threads: int | None = None,
     rounds: int = 8,
-    say: Callable[[str], None] = lambda _: None,
+    print_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures all ways to run a detector, in turns.
 
@@ -89,7 +89,7 @@ def inference_table(
         calibration: data set and split to quantize with, for int8 from weights.
         threads: None = all usable processors.
         rounds: number of turns, each with several runs.
-        say: called with progress messages.
+        print_progress: called with progress messages.
 
     Returns:
         `rows`, each: backend, precision, p50_ms, p95_ms, end_to_end_ms, fps, overhead_share, throughput, gflops,
@@ -102,9 +102,9 @@ def inference_table(
     torch.set_num_threads(threads)
     frames = _frames(dataset)
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    with _variants(loaded, backends, precisions, calibration, threads, say) as variants:
+    with _variants(loaded, backends, precisions, calibration, threads, print_progress) as variants:
         for turn in range(rounds + 1):
-            say(f"turn {turn} of {rounds}")
+            print_progress(f"turn {turn} of {rounds}")
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
                 if name == "fp32" or computes_in_bf16():
                     peaks[name].append(matrix_product_gflops(dtype, repeats=1))
@@ -112,7 +112,7 @@ def inference_table(
                 _take_turn(variant, frames, threads, counts=turn > 0)
         if dataset is not None:
             for variant in variants:
-                say(f"AP50 of {variant.backend} {variant.precision}")
+                print_progress(f"AP50 of {variant.backend} {variant.precision}")
                 runtime = variant.predictor.runtime
                 variant.ap50 = measure_ap50(runtime, loaded, dataset, range(len(dataset)))
         gflop = _gflop(loaded)
@@ -138,7 +138,7 @@ def _variants(
     precisions: Sequence[str],
     calibration: tuple[str, str | None] | None,
     threads: int,
-    say: Callable[[str], None],
+    print_progress: Callable[[str], None],
 ) -> Iterator[list[Variant]]:
     """Opens all variants; those that cannot be opened are reported and left out."""
     found: list[Variant] = []
@@ -149,7 +149,7 @@ def _variants(
             return
         if precision == "bf16" and not computes_in_bf16():
             return
-        say(f"opening {backend} {precision}")
+        print_progress(f"opening {backend} {precision}")
         try:
             runtime = open_runtime(which, backend, threads=threads)
             variant = Variant(backend, precision, Predictor.from_runtime(runtime, which))
@@ -157,7 +157,7 @@ def _variants(
                 side_by_side = open_runtime(which, backend, threads=threads, streams=threads)
                 variant.parallel = Predictor.from_runtime(side_by_side, which)
         except (InputError, ImportError) as error:
-            say(f"left out: {error}")
+            print_progress(f"left out: {error}")
             return
         found.append(variant)
 
@@ -168,14 +168,14 @@ def _variants(
         wanted = "int8" in precisions and (backends is None or any(name.startswith("openvino") for name in backends))
         if wanted and isinstance(loaded, LoadedDetector) and calibration is not None:
             try:
-                say("quantizing to int8")
+                print_progress("quantizing to int8")
                 out = Path(folder) / "int8.xml"
                 gate_data = gather_gate_data(loaded, data=calibration[0], split=calibration[1])
                 export(loaded, Request("openvino", out, precision="int8"), gate_data)
                 quantized = load_export(out)
                 enter(quantized, possible_backends(quantized)[0], "int8")
             except InputError as error:
-                say(f"left out: {error}")
+                print_progress(f"left out: {error}")
         if not found:
             raise InputError(f"{loaded.path}: none of the requested backends and precisions can run it")
         yield found

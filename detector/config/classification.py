@@ -52,7 +52,7 @@ class FolderDataConfig(Section):
         root: the data set's folder, relative to the working folder.
         train: split to train on.
         val: split to evaluate on.
-        timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait forever.
+        timeout_seconds: see `DataConfig`.
     """
 
     root: str

@@ -126,7 +126,8 @@ class DataConfig(Section):
         val: split to evaluate on.
         bad_labels: clip = fix what can be fixed and drop the rest; drop = drop every bad object; fail = stop.
         cache_mb: decoded images that each loader process keeps; changes only the speed.
-        timeout_seconds: a batch that takes longer to read stops the run with a report; 0 = wait forever.
+        timeout_seconds: a batch that takes longer to read stops the run and names the file; 0, or without loader
+            processes: wait forever.
         synthetic: draw the synthetic data set into root; null = the data set exists already.
     """
 

@@ -129,7 +129,9 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]
         return tree
     if not isinstance(base, str):
         raise InputError(f"{shown}: base: expected the path of one file, got {base!r}")
-    return _merge(_read_with_bases(path.parent / base, (*chain, path)), tree)
+    inherited = _read_with_bases(path.parent / base, (*chain, path))
+    inherited.pop("run_dir", None)  # every config has a run of its own
+    return _merge(inherited, tree)
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -181,21 +183,35 @@ def _validate(adapter: TypeAdapter[_T], tree: Any, where: str) -> _T:
 def _explain(item: Any) -> str:
     """One line for one of pydantic's errors."""
     parts = [str(part) for part in item["loc"] if not str(part).startswith("kind:")]
-    if len(parts) > 2 and parts[:2] == ["train", "policy"]:
+    choice = parts[2] if parts[:2] == ["train", "policy"] and len(parts) > 2 else ""
+    if choice:
         del parts[2]  # the tag of pydantic's own discriminator
-    key = ".".join(parts)
+    key, given = ".".join(parts), item["input"]
     if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        close = get_close_matches(parts[-1], _all_keys(), n=1)
-        return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close and close[0] != parts[-1] else "")
+        return f"{key}: unknown key{_hint(parts)}"
     if item["type"] in {"missing", "missing_argument"}:
         return f"{key}: missing; it has no default"
-    if item["type"] in {"union_tag_not_found", "union_tag_invalid"}:
-        expected = item.get("ctx", {}).get("expected_tags", "one that README.md lists")
-        return f"{key}: expected a section with a name ({expected}), such as {{name: efm}}, got {item['input']!r}"[:400]
+    if parts and parts[-1] in _CHOICES and (item["type"].startswith("union_tag") or not isinstance(given, dict)):
+        example = _CHOICES[parts[-1]]
+        return (
+            f"{key}: expected a section with a name, such as {{name: {example}}} (see configs/README.md), got {given!r}"
+        )
     message = item["msg"].removeprefix("Value error, ")
-    if isinstance(item["input"], dict):  # a section, whose message says what was given
+    if isinstance(given, dict):  # a section, whose message says what was given
         return f"{key}: {message}"
-    return f"{key}: {message}, got {item['input']!r}"[:400]
+    return f"{key}: {message}, got {given!r}"[:400]
+
+
+_CHOICES = {"backbone": "csppeleenet", "neck": "efm", "policy": "cosine"}
+"""The sections that are chosen by name, with an example of each."""
+
+
+def _hint(parts: Sequence[str]) -> str:
+    """What may be meant by an unknown key."""
+    if len(parts) > 1 and parts[-2] in _CHOICES:
+        return f"; it is not an option of this {parts[-2]}, see configs/README.md"
+    close = [name for name in get_close_matches(parts[-1], _all_keys(), n=3, cutoff=0.75) if name != parts[-1]]
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _all_keys() -> list[str]:

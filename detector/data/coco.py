@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from detector.data.coco_file import CocoAnnotation, read_coco_json
-from detector.data.dataset import DatasetBuilder, DetectionDataset, is_coco_box
+from detector.data.coco_file import CocoAnnotation, is_coco_box, read_coco_json
+from detector.data.dataset import DatasetBuilder, DetectionDataset
 from detector.errors import InputError
 
 

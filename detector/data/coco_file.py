@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -80,3 +82,33 @@ def _decode(content: mmap, path: Path) -> CocoFile:
         raise InputError(f"{path}: is not a COCO instances file: {error}") from error
     except ValueError as error:
         raise InputError(f"{path}: is not valid JSON: {error}") from error
+
+
+def coco_annotation(
+    number: int, *, image: int, label: int, box_xyxy: Sequence[float], crowd: bool = False
+) -> dict[str, Any]:
+    """An object in COCO's format; numbers from 0 become ids from 1."""
+    x1, y1, x2, y2 = box_xyxy
+    return {
+        "id": number + 1,
+        "image_id": image + 1,
+        "category_id": label + 1,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": int(crowd),
+    }
+
+
+def coco_categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Classes in COCO's format, with ids from 1."""
+    return [{"id": index + 1, "name": name} for index, name in enumerate(class_names)]
+
+
+def is_coco_box(box: Any) -> bool:
+    """Whether a value is x, y, width, height as finite numbers."""
+    return (
+        isinstance(box, (list, tuple))
+        and len(box) == 4
+        and all(isinstance(value, (int, float)) for value in box)
+        and math.isfinite(sum(box))
+    )

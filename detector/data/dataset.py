@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.coco_file import read_coco_json
+from detector.data.coco_file import coco_annotation, coco_categories, is_coco_box, read_coco_json
 from detector.data.images import decode_image, read_bytes
 from detector.data.paths import PathTable
 from detector.errors import InputError
@@ -169,36 +169,6 @@ class DetectionDataset:
         categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
         truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
         return truth, category_ids, image_ids
-
-
-def coco_annotation(
-    number: int, *, image: int, label: int, box_xyxy: Sequence[float], crowd: bool = False
-) -> dict[str, Any]:
-    """An object in COCO's format; numbers from 0 become ids from 1."""
-    x1, y1, x2, y2 = box_xyxy
-    return {
-        "id": number + 1,
-        "image_id": image + 1,
-        "category_id": label + 1,
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
-        "iscrowd": int(crowd),
-    }
-
-
-def coco_categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Classes in COCO's format, with ids from 1."""
-    return [{"id": index + 1, "name": name} for index, name in enumerate(class_names)]
-
-
-def is_coco_box(box: Any) -> bool:
-    """Whether a value is x, y, width, height as finite numbers."""
-    return (
-        isinstance(box, (list, tuple))
-        and len(box) == 4
-        and all(isinstance(value, (int, float)) for value in box)
-        and math.isfinite(sum(box))
-    )
 
 
 @dataclass

@@ -20,16 +20,15 @@ from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.structures import Batch
 
-_Sample = TypeVar("_Sample", covariant=True)
 _Batch = TypeVar("_Batch")
 
 
-class Samples(Protocol[_Sample]):
+class Samples(Protocol):
     """The sample for any (step, slot). Attributes: notes: record of the image that is being read."""
 
     notes: ReadingNotes
 
-    def __getitem__(self, key: tuple[int, int]) -> _Sample: ...
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
 
 
 def training_batches(
@@ -48,7 +47,7 @@ def training_batches(
 
 
 def ordered_batches(
-    samples: Samples[Any],
+    samples: Samples,
     collate_samples: Callable[[Sequence[Any]], _Batch],
     settings: TrainConfig,
     *,

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from detector.config import SyntheticConfig
-from detector.data.dataset import coco_annotation, coco_categories
+from detector.data.coco_file import coco_annotation, coco_categories
 from detector.errors import InputError
 from detector.structures import Floats, Image
 

@@ -27,7 +27,7 @@ def measure_fps(
     backends: tuple[str, ...] = FASTEST,
     rounds: int = 3,
     threads: int | None = None,
-    say: Callable[[str], None],
+    print_progress: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """`inference_table` of the row's detector, untrained, at its size; None for classifiers and rows without config.
 
@@ -39,7 +39,12 @@ def measure_fps(
         return None
     loaded = untrained_detector(config, row.config)
     return inference_table(
-        loaded, backends=backends, precisions=("fp32", "bf16"), rounds=rounds, threads=threads, say=say
+        loaded,
+        backends=backends,
+        precisions=("fp32", "bf16"),
+        rounds=rounds,
+        threads=threads,
+        print_progress=print_progress,
     )
 
 
@@ -99,7 +104,7 @@ def _weights_of(config: RunConfig, path: Path) -> Path | None:
 TABLE_5_BACKENDS = ("opencv", "openvino", "openvino-bf16")
 
 
-def benchmark_table5(*, rounds: int, threads: int | None, say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark_table5(*, rounds: int, threads: int | None, print_progress: Callable[[str], None]) -> dict[str, Any]:
     """Every detector of the paper's Table 5 at its size: frames per second of the network alone, on this machine.
 
     Returns:
@@ -109,11 +114,13 @@ def benchmark_table5(*, rounds: int, threads: int | None, say: Callable[[str], N
     title, rows = load_table("5")
     answer: dict[str, Any] = {"title": title, "rows": []}
     for row in rows:
-        say(row.name)
+        print_progress(row.name)
         try:
-            table = measure_fps(row, backends=TABLE_5_BACKENDS, rounds=rounds, threads=threads, say=say)
+            table = measure_fps(
+                row, backends=TABLE_5_BACKENDS, rounds=rounds, threads=threads, print_progress=print_progress
+            )
         except InputError as error:
-            say(f"left out: {error}")
+            print_progress(f"left out: {error}")
             continue
         if table is None:
             continue

@@ -86,7 +86,7 @@ def _worst(dataset: ClassifiedImages, answers: Sequence[Answer], size: int) -> s
         path = dataset.paths[answer.index]
         caption = (
             f"{path.parent.name}/{path.name}: classified as {dataset.class_names[answer.label]} with "
-            f"{answer.probability:.2f}; its own class has {math.exp(-answer.loss):.2g}"
+            f"{answer.probability:.2f}; the true class has probability {math.exp(-answer.loss):.2g}"
         )
         images.append((centre_view(read_image(path), min(size, IMAGE_SIZE)), caption))
     return images_section(

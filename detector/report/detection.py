@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detector.config import DetectConfig, to_yaml
 from detector.data.dataset import DetectionDataset, describe
-from detector.evaluate.confusion import Mistakes, count_mistakes
+from detector.evaluate.confusion import SHOWN_SCORE, Mistakes, count_mistakes
 from detector.evaluate.detection import Evaluation
 from detector.evaluate.table import metrics_table
 from detector.inference.predictor import Predictor
@@ -59,7 +59,7 @@ def write_run_report(
             f"{table}<div class=row>{_plots(evaluation, mistakes, val_set.class_names)}</div>",
         ),
         images_section(
-            "Images with the most mistakes (left: labels, right: detections above 0.25)",
+            f"Images with the most mistakes (left: labels, right: detections above {SHOWN_SCORE})",
             worst_images(evaluation, mistakes, val_set, NUM_WORST),
             wide=True,
         ),

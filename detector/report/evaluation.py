@@ -19,7 +19,7 @@ from detector.structures import Detections, Image, Sample
 
 NUM_WORST = 20
 BACKGROUND = "background"
-CONFUSION_TITLE = "Confusion, score above 0.25, IoU 0.5"
+CONFUSION_TITLE = f"Confusion, score above {SHOWN_SCORE}, IoU 0.5"
 
 
 def write_plots(evaluation: Evaluation, dataset: DetectionDataset, out_dir: Path) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from detector.boxes import pairwise_iou
 from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
-from detector.evaluate.confusion import match_detections
+from detector.evaluate.confusion import SHOWN_SCORE, match_detections
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image, Sample
@@ -25,7 +25,6 @@ MAX_IMAGES = 2000
 """At most this many images of a data set are examined, evenly spread."""
 NUM_SUSPECTS = 24
 LOWEST_SCORE = 0.01
-SHOWN_SCORE = 0.25
 MISSING_SCORE = 0.5
 MISSING_IOU = 0.3
 CROP_SIDE = 160

@@ -79,7 +79,7 @@ class ExportRecord:
                     "suppression": None if suppression is None else Thresholds(**suppression),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             raise InputError(
                 f"{where}: holds no record of tools/export.py ({FORMAT}); export the weights again with it"
             ) from error

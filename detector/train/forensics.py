@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import RunConfig
-from detector.data.dataset import coco_annotation, coco_categories
+from detector.data.coco_file import coco_annotation, coco_categories
 from detector.errors import InputError
 from detector.models.precision import autocast, to_network_input, use_bf16
 from detector.structures import Batch

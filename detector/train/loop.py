@@ -63,9 +63,9 @@ def train(
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
         state = start_run(config, ranks, resume=resume, notes=task.notes)
-        filled = _fill(state, config, weights)
+        message = _load_weights(state, config, weights)
         with RunLog(config, start_step=state.step, enabled=ranks.first, progress=progress) as log:
-            for line in (filled, *task.describe_data()):
+            for line in (message, *task.describe_data()):
                 log.print(line)
             return _run(config, state, task, ranks, log)
 
@@ -119,17 +119,7 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
                 _save(config, state, ranks)
             if num_signals and not is_last:
                 raise InterruptedRunError(f"stopped after step {state.step}; continue with --resume")
-    if measured is None:  # resumed after the last step: already recorded, only measured again
-        measured = _measure(state, task, ranks, log)
-    if ranks.first:
-        report = _run_dir(config) / "report.html"
-        task.write_report(report, state, measured, progress=log.shows_progress)
-        log.print(f"report: {report}")
-    speeds = batches.figures()
-    return {
-        **measured.metrics,
-        **{name: speeds.get(name) for name in ("images_per_second", "share_of_steps_that_waited")},
-    }
+    return _finish(config, state, task, ranks, log, measured, batches.figures())
 
 
 def open_task(config: RunConfig, ranks: Ranks) -> Task:
@@ -157,7 +147,7 @@ def _check_ranks(config: RunConfig, ranks: Ranks) -> None:
         )
 
 
-def _fill(state: RunState, config: RunConfig, weights: str | None) -> str:
+def _load_weights(state: RunState, config: RunConfig, weights: str | None) -> str:
     """Starts a new run from a weights file; returns the message to print."""
     if weights is None:
         return ""
@@ -212,6 +202,26 @@ def _measure(state: RunState, task: Task, ranks: Ranks, log: RunLog) -> Measurem
 def _save(config: RunConfig, state: RunState, ranks: Ranks) -> None:
     if ranks.first:
         save_state(_run_dir(config) / "last.safetensors", config, state)
+
+
+def _finish(
+    config: RunConfig,
+    state: RunState,
+    task: Task,
+    ranks: Ranks,
+    log: RunLog,
+    measured: Measurement | None,
+    speeds: dict[str, float],
+) -> dict[str, Any]:
+    """Writes the report; returns what `train` returns."""
+    if measured is None:  # resumed after the last step: already recorded, only measured again
+        measured = _measure(state, task, ranks, log)
+    if ranks.first:
+        report = _run_dir(config) / "report.html"
+        task.write_report(report, state, measured, progress=log.shows_progress)
+        log.print(f"report: {report}")
+    figures = ("images_per_second", "share_of_steps_that_waited")
+    return {**measured.metrics, **{name: speeds.get(name) for name in figures}}
 
 
 @contextmanager

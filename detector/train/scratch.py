@@ -6,12 +6,15 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "detector-train-"
+PREFIX = "detector-"
 LOCK = "lock"
+OLD_SECONDS = 3600
+"""A folder without a lock for this long was left by a process that was killed while it made it."""
 
 
 @contextmanager
@@ -24,8 +27,9 @@ def scratch_folder() -> Iterator[Path]:
     _remove_abandoned(Path(tempfile.gettempdir()))
     before = tempfile.tempdir
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-    with (folder / LOCK).open("w") as lock:
+    with (folder / f"{LOCK}.new").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        Path(lock.name).rename(folder / LOCK)  # now others see it, and see it locked
         tempfile.tempdir = str(folder)
         try:
             yield folder
@@ -36,6 +40,11 @@ def scratch_folder() -> Iterator[Path]:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError), (folder / LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            if not (folder / LOCK).exists():
+                if time.time() - folder.stat().st_mtime > OLD_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with (folder / LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError, an OSError: its process is alive
+                shutil.rmtree(folder, ignore_errors=True)

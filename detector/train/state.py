@@ -162,6 +162,8 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: P
         if name in momentum:
             buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
             state.optimizer.state[parameter]["momentum_buffer"] = buffer
+    if "window_steps" not in checkpoint.info:
+        raise InputError(f"{path}: was written by an older version; start the run again in another run_dir")
     state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
     state.window, state.window_steps = checkpoint.info["window"], checkpoint.info["window_steps"]
     state.evaluated = checkpoint.info["evaluated"]

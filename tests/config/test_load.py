@@ -63,11 +63,16 @@ def test_overrides_and_exponents() -> None:
         ("train.max_steps=0", "train.max_steps: .*greater than or equal to 1, got 0"),
         ("train.subdivisions=3", "subdivisions: expected a divisor of batch_size"),
         ("train.policy={name: steps, scales: [1.0]}", "train.policy: scales: expected 0"),
-        ("train.policy.name=linear", "train.policy: expected a section with a name .*'steps'"),
-        ("train.policy=cosine", "train.policy: .*got 'cosine'"),
+        ("train.policy.name=linear", "train.policy: expected a section with a name, such as {name: cosine}"),
+        ("train.policy=cosine", "train.policy: expected a section with a name, such as .*got 'cosine'"),
         ("model.backbone=peleenet", "model.backbone: expected a section with a name"),
         ("model.backbone.gamma=2", "model.backbone.gamma: .*less than 1, got 2"),
-        ("model.neck={name: gfm, attention: sam}", "model.neck.attention: unknown key"),
+        (
+            "model.neck={name: gfm, attention: sam}",
+            "model.neck.attention: unknown key; it is not an option of this neck",
+        ),
+        ("evaluate.max_detections=5", "evaluate.max_detections: unknown key$"),
+        ("train.policy.power=2", "train.policy.power: unknown key; it is not an option of this policy"),
         ("nothing.here=1", "nothing: unknown key"),
         ("model.class_names=[a, a]", "expected different names"),
         ("preprocess.size_hw=[100, 96]", "multiple of 32"),
@@ -110,7 +115,7 @@ def test_a_missing_file_and_a_file_without_a_mapping(tmp_path: Path) -> None:
 
 def test_a_base_is_merged_key_by_key_but_another_choice_replaces_the_whole_section(tmp_path: Path) -> None:
     (tmp_path / "middle.yaml").write_text(
-        f"base: {ROOT / 'configs/tiny.yaml'}\nmodel: {{neck: {{name: prn_3l}}}}\ntrain: {{seed: 7}}\n"
+        f"base: {ROOT / 'configs/tiny.yaml'}\nmodel: {{neck: {{name: prn_3l}}}}\ntrain: {{seed: 7}}\nrun_dir: /x\n"
     )
     (tmp_path / "top.yaml").write_text("base: middle.yaml\ntrain: {policy: {final_scale: 0.5}}\n")
     tiny, top = load_config(ROOT / "configs/tiny.yaml"), load_config(tmp_path / "top.yaml")

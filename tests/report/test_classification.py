@@ -54,7 +54,7 @@ def test_what_a_report_shows_first(tmp_path: Path, config: ClassifyConfig) -> No
     assert "<div class=big>0.933</div>top-1" in page
     assert "1  square classified as circle" in page
     assert "Confusion matrix" in page
-    assert "classified as circle with 1.00; its own class has 0.00012" in page
+    assert "classified as circle with 1.00; the true class has probability 0.00012" in page
 
 
 def test_names_cannot_become_markup(tmp_path: Path, config: ClassifyConfig) -> None:
