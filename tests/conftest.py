@@ -1,4 +1,4 @@
-"""Fixtures: the tiny experiment on embedded data, and the optional real data beside the project."""
+"""Fixtures: the tiny experiment on synthetic data, and the optional real data beside the project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded data set of configs/tiny.yaml, drawn once."""
+    """The synthetic data set of configs/tiny.yaml, drawn once."""
     root = tmp_path_factory.mktemp("tiny")
     synthetic = load_config(ROOT / "configs/tiny.yaml").data.synthetic
     assert synthetic is not None

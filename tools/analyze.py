@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from detector.cli import Parser, parse_size, print_json, run
 from detector.config import ClassifyConfig, load_run_config
 from detector.errors import InputError
-from detector.runtime.formats import format_of
+from detector.runtime.formats import is_export
 
 if TYPE_CHECKING:
     import argparse
@@ -30,9 +30,7 @@ WORST = 20
 
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "model", help="a config, a Darknet cfg, a weights file, or an exported .onnx, .xml or .torchscript"
-    )
+    parser.add_argument("model", help="a config, a Darknet cfg, a weights file, a run folder, or an exported file")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: the model's)")
     parser.add_argument("--classifier", type=int, metavar="N", help="only the backbone, as a classifier of N classes")
     parser.add_argument("--measure", action="store_true", help="time the layers and compare with the machine's limits")
@@ -49,7 +47,7 @@ def main(arguments: list[str]) -> int:
     from detector.runtime.threads import usable_cpus
 
     torch.set_num_threads(options.threads or usable_cpus())
-    report, text = analyze_export(options) if format_of(options.model) else analyze_network(options)
+    report, text = analyze_export(options) if is_export(options.model) else analyze_network(options)
     if options.json:
         print_json(report)
     else:
@@ -138,10 +136,11 @@ def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, in
     from detector.inference.build import build_network
     from detector.models.build import build_classifier
 
-    if model.endswith(".safetensors"):
+    if model.endswith(".safetensors") or Path(model).is_dir():
         from detector.checkpoint import load_checkpoint
+        from detector.inference.find import weights_of_run
 
-        checkpoint = load_checkpoint(model)
+        checkpoint = load_checkpoint(weights_of_run(Path(model)) if Path(model).is_dir() else model)
         described, size_hw = checkpoint.model, checkpoint.preprocess.size_hw
     else:
         config = load_run_config(model)

@@ -18,23 +18,22 @@ def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.epilog = "Each command takes --json and --help."
     commands = parser.add_subparsers(dest="command", required=True)
-    out = commands.add_parser("to-darknet", help="our weights -> OUT.cfg, OUT.weights, OUT.names")
-    out.add_argument("weights", help="our weights file or run folder")
-    out.add_argument("out", type=Path, help="the cfg to write; .weights and .names go beside it")
-    back = commands.add_parser("from-darknet", help="Darknet cfg and weights -> our weights file")
-    part = commands.add_parser("partial", help="the first layers of a weights file, to start training from")
-    for command in (out, back, part):
-        command.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
-    for command in (back, part):
+    to_parser = commands.add_parser("to-darknet", help="our weights -> OUT.cfg, OUT.weights, OUT.names")
+    to_parser.add_argument("weights", help="our weights file or run folder")
+    from_parser = commands.add_parser("from-darknet", help="Darknet cfg and weights -> our weights file")
+    partial_parser = commands.add_parser("partial", help="the first layers of a weights file, to start training from")
+    for command in (from_parser, partial_parser):
         command.add_argument("cfg")
         command.add_argument("weights")
-        command.add_argument("out", type=Path)
-    back.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
-    part.add_argument("--layers", type=int, required=True, help="number of sections after [net]")
-    hand_on = commands.add_parser("release", help="a run's weights in half precision, evaluated before they are kept")
-    hand_on.add_argument("run", help="run folder, config or weights")
-    hand_on.add_argument("out", type=Path)
-    hand_on.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
+    from_parser.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
+    partial_parser.add_argument("--layers", type=int, required=True, help="number of sections after [net]")
+    release_parser = commands.add_parser(
+        "release", help="a run's weights in half precision, evaluated before they are kept"
+    )
+    release_parser.add_argument("run", help="run folder, config or weights")
+    for command in (to_parser, from_parser, partial_parser, release_parser):
+        command.add_argument("out", type=Path, help="the file to write; it must not exist")
+        command.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     options = parser.parse_args(arguments)
 
     from detector.export.convert import from_darknet, partial, to_darknet

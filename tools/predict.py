@@ -113,7 +113,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
     parser.add_argument("--weights", help="weights or exported file")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
-    parser.add_argument("--backend", help="see demo.py; auto = the quickest on this machine")
+    parser.add_argument("--backend", help="see demo.py; auto = the fastest on this machine")
     parser.add_argument(
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )

@@ -16,6 +16,7 @@ from openvino import properties
 
 from detector.analysis.complexity import LayerCost
 from detector.errors import InputError
+from detector.runtime.formats import format_of
 from detector.runtime.openvino_backend import read_model
 from detector.runtime.record import ExportRecord
 from detector.runtime.signal_stack import kept_signal_stack
@@ -90,7 +91,7 @@ def _read_for_one_image(path: Path) -> openvino.Model:
     """The model at batch 1. Raises: InputError: it does not have exactly one input for images of one size."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    model = _read_script(path) if path.suffix == ".torchscript" else read_model(path)
+    model = _read_script(path) if format_of(path) == "torchscript" else read_model(path)
     shapes = [port.get_partial_shape() for port in model.inputs]
     if (
         len(shapes) != 1

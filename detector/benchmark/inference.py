@@ -79,7 +79,7 @@ def inference_table(
     rounds: int = 8,
     print_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measures all ways to run a detector, in turns.
+    """Measures all ways to run a detector, in turn.
 
     Args:
         loaded: weights or an exported file.

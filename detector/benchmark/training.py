@@ -77,7 +77,7 @@ def _time_loader(samples: TrainingSamples, steps: range, batch_size: int) -> dic
 
 
 def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
-    """Images per second of the config's training steps and of plain fp32 ones, measured in turns.
+    """Images per second of the config's training steps and of plain fp32 ones, measured in turn.
 
     Plain: the same network in fp32 with PyTorch's default memory format and memory allocation, without averaging and
     checks (it does have the faster gradients of Maxout and concatenation). Each side is its own process, since memory
@@ -254,4 +254,4 @@ def training_text(table: dict[str, Any]) -> str:
         lines.append(
             f"{title:<12}{row['images_per_second']:>10.2f}{row['gflops']:>10.0f}{100 * row['share_of_peak']:>9.1f}%"
         )
-    return "\n".join([*lines, f"{table['speedup']:.2f} times as fast as plain fp32 (median of steps taken in turns)"])
+    return "\n".join([*lines, f"{table['speedup']:.2f} times as fast as plain fp32 (median of steps taken in turn)"])

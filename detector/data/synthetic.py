@@ -1,4 +1,4 @@
-"""The embedded data set: circles, squares and triangles on textured backgrounds, and a video of them in motion.
+"""The synthetic data set: circles, squares and triangles on textured backgrounds, and a video of them in motion.
 
 Everything is drawn from a seed; the same seed gives the same images. Shapes differ in size, colour and angle, may
 cover each other and may extend past the image. A shape that is mostly covered or outside has no label.
@@ -107,7 +107,7 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int =
         return False
     if not stamp.is_file() and root.is_dir() and any(root.iterdir()):
         raise InputError(
-            f"{root}: is not empty and not the embedded data set; set data.synthetic=null or another data.root"
+            f"{root}: is not empty and not the synthetic data set; set data.synthetic=null or another data.root"
         )
     root.mkdir(parents=True, exist_ok=True)
     stamp.write_text("being drawn", encoding="utf-8")

@@ -18,6 +18,7 @@ from detector.errors import InputError
 from detector.export.gate_data import GateData, MeasureAP50
 from detector.inference.find import LoadedDetector
 from detector.models.layers import fold_batchnorm
+from detector.runtime.formats import format_of
 from detector.runtime.onnx_graph import set_record, to_half, to_onnx
 from detector.runtime.protocol import Pixels
 from detector.runtime.record import METADATA_KEY, ExportRecord
@@ -39,9 +40,10 @@ def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, o
     Raises:
         InputError: the format does not support a part of the network, or int8 without labels.
     """
-    if out.suffix == ".torchscript":
+    name = format_of(out)
+    if name == "torchscript":
         return _write_script(loaded.network, record, out)
-    if out.suffix == ".cfg":
+    if name == "darknet":
         return _write_darknet(loaded, record.preprocess, out)
     graph = to_onnx(
         loaded.network,
@@ -50,7 +52,7 @@ def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, o
         dynamic=record.dynamic,
         ending=None if record.suppression is None else (record.decoder, record.suppression),
     )
-    if out.suffix == ".onnx":
+    if name == "onnx":
         return _write_onnx(graph, record, data, out)
     return _write_openvino(graph, record, data, out)
 

@@ -18,6 +18,7 @@ from detector.darknet import load_darknet
 from detector.darknet.export import convolution_paths
 from detector.models.detector import Detector
 from detector.models.layers import fold_batchnorm
+from detector.runtime.formats import format_of
 from detector.runtime.onnx_graph import last_nodes_of_modules
 from detector.runtime.protocol import Pixels, relative_difference, to_planes
 from detector.runtime.torch_backend import load_script
@@ -94,11 +95,12 @@ def run_export_layers(
         images: (B, H, W, 3) uint8.
         reference: the network's layers; for TorchScript each module is run on the inputs recorded there.
     """
-    if path.suffix == ".onnx":
+    name = format_of(path)
+    if name == "onnx":
         return _onnx_layers(path, images)
-    if path.suffix == ".xml":
+    if name == "openvino":
         return _openvino_layers(path, images)
-    if path.suffix == ".torchscript":
+    if name == "torchscript":
         return _script_layers(path, reference)
     return _darknet_layers(path, network, images)
 

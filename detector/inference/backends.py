@@ -1,4 +1,4 @@
-"""Opens the runtime for a loaded detector: by its file, by name, or the quickest on this machine."""
+"""Opens the runtime for a loaded detector: by its file, by name, or the fastest on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from detector.checkpoint import write_atomically
 from detector.errors import InputError
 from detector.inference.find import Loaded, LoadedDetector, LoadedExport, identity
-from detector.runtime.formats import format_of
+from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
 from detector.runtime.threads import cpu_name, usable_cpus
 
@@ -44,7 +44,7 @@ def open_runtime(
 
     Args:
         loaded: weights or an exported file.
-        backend: one of BACKENDS; "auto" = the quickest (see `fastest_backend`); None = "torch" for weights, the
+        backend: one of BACKENDS; "auto" = the fastest (see `fastest_backend`); None = "torch" for weights, the
             library of its format for an exported file.
         device: for PyTorch, such as "cuda:0".
         threads: None = all usable processors.
@@ -77,9 +77,7 @@ def possible_backends(loaded: Loaded) -> tuple[str, ...]:
     if isinstance(loaded, LoadedDetector):
         return BACKENDS
     assert isinstance(loaded, LoadedExport)
-    exported = format_of(loaded.path)
-    assert exported is not None, "load_any goes by the suffix"
-    names = exported.backends
+    names = FORMATS[format_of(loaded.path) or ""].backends
     if names[0] == "openvino" and loaded.record.precision == "int8" and computes_in_bf16():
         return ("openvino-bf16", "openvino")  # layers that are not in INT8 are quicker in bfloat16
     return names if loaded.record.suppression is None else tuple(name for name in names if name != "opencv")
@@ -130,7 +128,7 @@ def _require_agreement(reference: Runtime, runtime: Runtime, loaded: Loaded, tol
 
 
 def fastest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | None = None) -> str:
-    """Measures the backends in turn, one image at a time, and remembers the quickest for this file and machine.
+    """Measures the backends in turn, one image at a time, and remembers the fastest for this file and machine.
 
     bfloat16 is measured only if the processor computes in it. A backend that cannot be opened is skipped. The answer
     is kept in ~/.cache/detector/backends.json (or $XDG_CACHE_HOME) until the file, the processor, the number of

@@ -24,7 +24,7 @@ from detector.darknet.names import find_names, read_names
 from detector.errors import InputError
 from detector.inference.build import DetectorModel, build_decoder, build_network, require_detector
 from detector.postprocess import Decoder
-from detector.runtime.formats import format_of
+from detector.runtime.formats import FORMATS, format_of, is_export
 from detector.runtime.record import ExportRecord
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -160,11 +160,12 @@ def load_export(path: Path) -> LoadedExport:
 
 
 def _record_text(path: Path) -> str:
-    if path.suffix == ".onnx":
+    name = format_of(path)
+    if name == "onnx":
         from detector.runtime import onnx_graph
 
         return onnx_graph.record_text(path)
-    if path.suffix == ".xml":
+    if name == "openvino":
         from detector.runtime import openvino_backend
 
         return openvino_backend.record_text(openvino_backend.read_model(path))
@@ -175,7 +176,7 @@ def _record_text(path: Path) -> str:
 
 def load_any(model: str | Path) -> Loaded:
     """`load_detector` or `load_export`, by the suffix. Raises: InputError."""
-    return load_export(Path(model)) if format_of(model) else load_detector(model)
+    return load_export(Path(model)) if is_export(model) else load_detector(model)
 
 
 def find_model(model: str | None, weights: str | None, names: str | None = None) -> Loaded:
@@ -223,8 +224,9 @@ def find_classifier(model: str | None, weights: str | None) -> Checkpoint | None
 def identity(loaded: Loaded) -> str:
     """A hash over everything that its detections depend on: weights, network, size, class names."""
     content = hashlib.sha256(loaded.path.read_bytes())
-    if loaded.path.suffix == ".xml":
-        content.update(loaded.path.with_suffix(".bin").read_bytes())
+    if isinstance(loaded, LoadedExport):
+        for suffix in FORMATS[format_of(loaded.path) or ""].beside:
+            content.update(loaded.path.with_suffix(suffix).read_bytes())
     if isinstance(loaded, LoadedDetector):
         content.update(repr(loaded.model).encode())
     content.update(repr((loaded.preprocess, loaded.class_names)).encode())
@@ -238,15 +240,15 @@ def _find_file(model: str | None, weights: str | None, *, detectors_only: bool) 
         return find_weights([Path("weights"), PROJECT_ROOT / "weights"], detectors_only=detectors_only)
     path = Path(model)
     if _is_config(path):
-        return _weights_of_run(Path(load_run_config(path).run_dir or "."))
-    return _weights_of_run(path) if path.is_dir() else path
+        return weights_of_run(Path(load_run_config(path).run_dir or "."))
+    return weights_of_run(path) if path.is_dir() else path
 
 
 def _is_config(path: Path) -> bool:
     return path.suffix in {".yaml", ".yml"}
 
 
-def _weights_of_run(run_dir: Path) -> Path:
+def weights_of_run(run_dir: Path) -> Path:
     for name in ("best.safetensors", "last.safetensors"):
         if (run_dir / name).is_file():
             return run_dir / name

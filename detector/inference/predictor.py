@@ -29,7 +29,7 @@ class Predictor:
         model: our weights file (config, class names and preprocessing come from the file alone), an exported file, or
             a Darknet cfg.
         weights: the weights of a cfg; None = the .weights file of the same name beside it.
-        backend: what computes the network, see `detector.runtime.protocol.BACKENDS`; "auto" = the quickest on this
+        backend: what computes the network, see `detector.runtime.protocol.BACKENDS`; "auto" = the fastest on this
             machine, measured once; None = PyTorch for weights, the library of its format for an exported file.
         score_threshold, nms_threshold, max_detections: see `Thresholds`.
         device: for PyTorch, such as "cpu" or "cuda:0".

@@ -40,7 +40,12 @@ FORMATS = {
 }
 
 
-def format_of(path: str | Path) -> Format | None:
-    """The format of an exported file, by its suffix; None for weights and for a Darknet cfg."""
-    suffix = Path(path).suffix
-    return next((one for one in FORMATS.values() if one.suffix == suffix and one.backends), None)
+def format_of(path: str | Path) -> str | None:
+    """The key in `FORMATS` of a file, by its suffix; None for other files, such as our weights."""
+    return next((name for name, one in FORMATS.items() if one.suffix == Path(path).suffix), None)
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a file's name is that of an exported file that a backend opens."""
+    name = format_of(path)
+    return name is not None and bool(FORMATS[name].backends)

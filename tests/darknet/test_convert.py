@@ -102,6 +102,31 @@ def test_a_conversion_that_disagrees_is_refused(
         to_darknet(str(trained_run), tmp_path / "tiny.txt")
 
 
+@pytest.mark.parametrize("taken", ["tiny.cfg", "tiny.weights", "tiny.names", "tiny.safetensors"])
+def test_no_conversion_overwrites_or_removes_a_file(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    (tmp_path / taken).write_bytes(b"mine")
+    (tmp_path / "other").mkdir()
+    to_darknet(str(trained_run), tmp_path / "other/a.cfg")
+    cfg, weights = str(tmp_path / "other/a.cfg"), str(tmp_path / "other/a.weights")
+    conversion = {
+        True: lambda: from_darknet(cfg, weights, tmp_path / "tiny.safetensors"),
+        False: lambda: to_darknet(str(trained_run), tmp_path / "tiny.cfg"),
+    }[taken == "tiny.safetensors"]
+    with pytest.raises(InputError, match=f"{taken}: exists already"):
+        conversion()
+    with pytest.raises(InputError, match=f"{taken}: exists already"):
+        partial(cfg, weights, tmp_path / taken, num_layers=3)
+    monkeypatch.setattr(module, "_difference", lambda *_: 1.0)
+    with pytest.raises(InputError, match="refused, the raw maps differ"):
+        to_darknet(str(trained_run), tmp_path / "refused.cfg")
+    with pytest.raises(InputError, match="refused, the raw maps differ"):
+        from_darknet(cfg, weights, tmp_path / "refused.safetensors")
+    assert (tmp_path / taken).read_bytes() == b"mine"
+    assert {path.name for path in tmp_path.iterdir()} == {taken, "other"}
+
+
 @pytest.fixture(scope="module")
 def exported_classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
     """CSPPeleeNet as Darknet files: other programs know our networks only without Maxout and SAM."""

@@ -1,4 +1,4 @@
-"""The embedded data set is the same for the same seed, and its labels match what is visible."""
+"""The synthetic data set is the same for the same seed, and its labels match what is visible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
 
 def test_other_peoples_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("mine")
-    with pytest.raises(InputError, match="is not empty and not the embedded data set"):
+    with pytest.raises(InputError, match="is not empty and not the synthetic data set"):
         ensure_synthetic_dataset(tmp_path, SMALL)
     assert (tmp_path / "train.json").read_text() == "mine"
 
