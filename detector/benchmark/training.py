@@ -24,7 +24,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.inference.build import build_network
-from detector.models.precision import autocast, to_network_input
+from detector.models.precision import autocast, to_network_input, use_bf16
 from detector.structures import Batch
 from detector.train.detection import build_loss, loss_terms
 from detector.train.forensics import is_finite
@@ -91,10 +91,10 @@ def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
         rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
     """
     seconds: dict[str, list[float]] = {"fp32": [], "ours": []}
-    peak = 0.0
+    peak, dtype = 0.0, torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
     with _steps_in_a_process(config, plain=True) as fp32, _steps_in_a_process(config, plain=False) as ours:
         for number in range(rounds + 2):
-            peak = max(peak, matrix_product_gflops(torch.bfloat16))
+            peak = max(peak, matrix_product_gflops(dtype))
             for name, run_step in (("fp32", fp32), ("ours", ours)):
                 elapsed = run_step()
                 if number >= 2:
@@ -180,7 +180,8 @@ def _our_step(config: DetectConfig) -> Callable[[], None]:
                 raw_maps = state.network(to_network_input(batch.images, device))
             loss = loss_of(raw_maps, batch)
             loss.sum().backward()  # type: ignore[no-untyped-call]
-            is_finite(loss, state.network)
+            if not is_finite(loss, state.network):
+                raise InputError("the loss or a gradient is not finite")
         state.optimizer.step()
         if state.ema is not None:
             state.ema.update(state.network, state.step)

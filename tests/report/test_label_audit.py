@@ -58,7 +58,7 @@ def test_confident_boxes_on_no_label_are_suspects() -> None:
 
 
 class _Predicts(Predictor):
-    """Finds the objects that its data set had before a label was spoilt."""
+    """Finds the objects that its data set had before a label was damaged."""
 
     def __init__(self, answers: dict[int | str, Detections]) -> None:
         self.answers = iter(answers.values())
@@ -78,9 +78,9 @@ def test_a_removed_and_a_moved_label_are_found(tiny: Callable[..., DetectConfig]
         answers[dataset.image_ids[index]] = Detections(
             dataset.boxes_xyxy[objects], scores, dataset.labels[objects], anchors=anchors
         )
-    spoilt = dataset.boxes_xyxy.copy()
-    spoilt[0] = [0, 0, 3, 3]
-    audit = audit_labels(_Predicts(answers), replace(dataset, boxes_xyxy=spoilt))
+    damaged = dataset.boxes_xyxy.copy()
+    damaged[0] = [0, 0, 3, 3]
+    audit = audit_labels(_Predicts(answers), replace(dataset, boxes_xyxy=damaged))
     assert audit.hard[0].image_id == audit.missing[0].image_id == dataset.image_ids[0]
     assert audit.hard[0].value == pytest.approx(-math.log(0.01))
     assert len(audit.hard) == 1, "an object that is found is not a suspect"

@@ -48,7 +48,7 @@ def test_the_first_layer_that_overflows_is_named() -> None:
     with torch.no_grad():
         layers[1].norm.weight.fill_(3e38)  # type: ignore[union-attr, operator]
         layers[1].norm.bias.fill_(3e38)  # type: ignore[union-attr, operator]
-    layers.train()(images)  # as in a run: the failing pass has already spoilt the statistics
+    layers.train()(images)  # as in a run: the failing pass has already corrupted the statistics
     before = {name: value.clone() for name, value in layers.state_dict().items()}
     assert first_nonfinite_layer(layers, images) == "the output of 1.norm"
     assert all(
