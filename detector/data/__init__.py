@@ -1,1 +1,5 @@
-"""Data sets: annotation formats, augmentation and the order of the images."""
+"""Data sets: annotation formats, augmentation, the order of the images."""
+
+from detector.data.open import open_dataset
+
+__all__ = ["open_dataset"]

@@ -93,7 +93,8 @@ def measure_ap(found: Reproduction, *, data: str | None, split: str | None, prog
 
 def _weights_of(config: RunConfig, path: Path) -> Path | None:
     """The best weights of a run with the same network, from this config or another one in its folder."""
-    for candidate in (path, *sorted(path.parent.glob("*.yaml"))):
+    others = sorted(other for other in path.parent.glob("*.yaml") if other.stem != "base")  # which names no network
+    for candidate in (path, *others):
         other = load_run_config(candidate)
         weights = Path(other.run_dir or ".") / "best.safetensors"
         if other.model == config.model and weights.is_file() and load_checkpoint(weights).model == config.model:

@@ -30,7 +30,9 @@ def test_every_run_has_its_own_folder() -> None:
 
 def test_paper_detectors_differ_only_in_network_input_size_and_box_loss() -> None:
     first = load_config(ROOT / "configs/csppelee_efm.yaml")
-    for path in (ROOT / "configs/coco").glob("[!b]*.yaml"):
+    for path in CONFIGS:
+        if path.parent.name != "coco":
+            continue
         config = load_config(path)
         for section in ("data", "augment", "train", "evaluate"):
             assert getattr(config, section) == getattr(first, section), path

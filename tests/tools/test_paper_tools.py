@@ -101,14 +101,16 @@ def test_what_to_optimise_first(call: Call) -> None:
 
 
 def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: Path, tmp_path: Path) -> None:
-    from detector.export.gate import ENDINGS, Request, export
+    from detector.export.gate import export
     from detector.export.gate_data import gather_gate_data
+    from detector.export.request import Request
     from detector.inference.find import load_detector
+    from detector.runtime.formats import FORMATS
 
     loaded = load_detector(trained_run / "best.safetensors")
     costs: dict[str, Any] = {}
     for to in ("openvino", "onnx", "torchscript"):
-        out = tmp_path / f"model{ENDINGS[to]}"
+        out = tmp_path / f"model{FORMATS[to].suffix}"
         export(loaded, Request(to, out), gather_gate_data(loaded))
         costs[to] = json.loads(call("analyze", str(out), "--measure", "--json")[0])
     native = json.loads(call("analyze", str(trained_run / "best.safetensors"), "--json")[0])
@@ -162,7 +164,7 @@ def test_a_classifier_from_folders_to_top_1(call: Call, tmp_path: Path) -> None:
     assert "top-1 1.0000, top-5 1.0000" in call("eval", str(run), "--split", "train", "--data", str(tmp_path))[0]
     with pytest.raises(InputError, match="holds a run with another model"):
         call("train", str(ROOT / "configs/tiny.yaml"), f"run_dir={run}", "--replay", "3")
-    with pytest.raises(InputError, match="holds a classifier, which is not that of"):
+    with pytest.raises(InputError, match="holds a classifier other than that of"):
         call("eval", str(ROOT / "configs/tiny.yaml"), "--weights", str(run / "best.safetensors"))
     with pytest.raises(InputError, match="--backend: is for detectors"):
         call("eval", str(run), "--backend", "torch")

@@ -152,7 +152,7 @@ def test_benchmark_measures_the_loader(tiny_data: Path, capsys: pytest.CaptureFi
     ("tool", "arguments", "message"),
     [
         ("train", ["none.yaml"], "error: none.yaml: no such config"),
-        ("train", [str(ROOT / "configs/tiny.yaml"), "train.lr=1"], "unknown key 'train.lr'"),
+        ("train", [str(ROOT / "configs/tiny.yaml"), "train.lr=1"], "train.lr: unknown key"),
         ("train", [str(ROOT / "configs/csppelee_efm.yaml")], "data/coco: no such data set"),
         ("eval", ["--weights", "none.safetensors"], "none.safetensors: no such weights file"),
         ("demo", ["--video", "cam0", "--weights", "none.safetensors"], "no such weights file"),

@@ -114,7 +114,8 @@ def test_a_detector_starts_from_its_backbone(trained: tuple[Path, dict[str, Any]
 def test_it_is_not_accepted_as_a_detector(trained: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(InputError, match="holds a classifier, not a detector"):
         load_detector(trained[0] / "best.safetensors")
-    assert find_classifier(str(ROOT / "configs/tiny.yaml"), None) is None
+    with pytest.raises(InputError, match="holds no weights yet"):
+        find_classifier(str(ROOT / "configs/tiny.yaml"), None)
     folders = [trained[0].parent]
     assert find_weights(folders, detectors_only=False) == trained[0] / "best.safetensors"
     with pytest.raises(InputError, match="no weights found"):
