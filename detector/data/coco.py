@@ -1,21 +1,31 @@
-"""COCO instances JSON, with its sparse category ids and crowd regions."""
+"""COCO instances JSON, with its sparse category ids and crowd regions; every value is checked when it is read."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detector.data.coco_file import CocoAnnotation, is_coco_box, read_coco_json
+from detector.data.coco_file import CocoAnnotation, CocoCategory, CocoFile, CocoImage, is_coco_box, read_coco_json
 from detector.data.dataset import DatasetBuilder, DetectionDataset
+from detector.data.images import read_image_size
 from detector.errors import InputError
+
+Key = int | str
+"""An id: a whole number, or text that is not one."""
+_TRUTH = {None: False, 0: False, 1: True, "": False, "0": False, "1": True}
+"""What `iscrowd` may be; false and true are 0 and 1."""
 
 
 def load_coco(
     annotations: Path, *, images_dir: Path | None, class_names: tuple[str, ...] | None, policy: str
 ) -> DetectionDataset:
     """Reads an instances file.
+
+    Ids may be whole numbers or text; the text "1" is the number 1. Categories of one name are one class. What cannot
+    be used is reported with file, object, rule and value.
 
     Args:
         annotations: the JSON.
@@ -25,29 +35,33 @@ def load_coco(
         policy: see `DataConfig.bad_labels`.
 
     Raises:
-        InputError: the file is missing or is not a COCO instances file, the image folder is missing, or no image is
-            usable.
+        InputError: the file is missing or is not a COCO instances file, an id is not one or is used twice, the image
+            folder is missing, or no image is usable.
     """
     content = read_coco_json(annotations)
     folder = images_dir or _find_images_dir(annotations)
-    names = {item.id: str(item.name) for item in content.categories}
+    names = _category_names(content, annotations)
     if class_names is None:
-        class_names = tuple(names[key] for key in sorted(names))
+        class_names = tuple(dict.fromkeys(names[key] for key in sorted(names, key=_number_first)))
     builder = DatasetBuilder(str(annotations), class_names, policy)
+    for name in sorted({name for name in names.values() if list(names.values()).count(name) > 1}):
+        builder.report(str(annotations), "duplicate_category", f"several categories are called {name!r}", "merged")
     by_image: dict[Any, list[tuple[int, CocoAnnotation]]] = defaultdict(list)
     for number, item in enumerate(content.annotations):
-        by_image[item.image_id].append((number, item))
+        by_image[_as_key(item.image_id)].append((number, item))
+    _require_distinct_images(content.images, annotations)
     present = {entry.name for entry in os.scandir(folder)}
     for image in content.images:
-        where, objects = f"{annotations}, image {image.id}", by_image.pop(image.id, [])
+        key = _as_key(image.id)
+        where, objects = f"{annotations}, image {image.id}", by_image.pop(key, [])
         if image.file_name not in present and not (folder / str(image.file_name)).is_file():
             builder.report(where, "missing_image", str(folder / str(image.file_name)), "image dropped")
             continue
-        if not all(isinstance(side, (int, float)) and side >= 1 for side in (image.height, image.width)):
-            size = f"{image.width!r} x {image.height!r}"
-            builder.report(where, "unreadable_annotation", f"its size is {size}", "image dropped")
+        size_hw = _size(builder, image, folder / image.file_name, where)
+        if size_hw is None:
             continue
-        builder.add_image(folder / image.file_name, image_id=image.id, size_hw=(int(image.height), int(image.width)))
+        assert key is not None, "checked before"
+        builder.add_image(folder / image.file_name, image_id=key, size_hw=size_hw)
         for number, item in objects:
             _add_object(builder, item, names, f"{where}, annotation {number if item.id is None else item.id}")
         objects.clear()
@@ -55,15 +69,110 @@ def load_coco(
         builder.report(
             str(annotations), "missing_image", f"{len(orphans)} annotations refer to image {image_id}", "object dropped"
         )
-    return builder.build(coco_json=annotations)
+    return builder.build(_ids_of(class_names, names))
 
 
-def _add_object(builder: DatasetBuilder, item: CocoAnnotation, names: dict[Any, str], where: str) -> None:
+def _as_key(value: Any) -> Key | None:
+    """An id as it is compared; None for what cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    text = str(value).strip()
+    return int(text) if text.removeprefix("-").isdecimal() and text.isascii() else value
+
+
+def _number_first(key: Key) -> tuple[bool, int, str]:
+    return isinstance(key, str), key if isinstance(key, int) else 0, str(key)
+
+
+def _category_names(content: CocoFile, annotations: Path) -> dict[Key, str]:
+    """The name of each category. Raises: InputError: an id or a name is not one, or an id is used twice."""
+    names: dict[Key, str] = {}
+    for number, category in enumerate(content.categories):
+        key, where = _as_key(category.id), f"{annotations}, category {number + 1}"
+        _require_category(category, key, where)
+        assert key is not None
+        if key in names:
+            raise InputError(f"{where}: the id {category.id!r} is also that of {names[key]!r}; give each its own")
+        names[key] = str(category.name)
+    return names
+
+
+def _require_category(category: CocoCategory, key: Key | None, where: str) -> None:
+    if key is None:
+        raise InputError(f"{where}: id: expected a whole number or text, got {category.id!r}")
+    if not isinstance(category.name, (str, int, float)) or not str(category.name).strip():
+        raise InputError(f"{where}: name: expected text, got {category.name!r}")
+
+
+def _require_distinct_images(images: list[CocoImage], annotations: Path) -> None:
+    """Raises: InputError: an id is not one, or two images share an id or a file."""
+    files: dict[Key, str] = {}
+    keys: dict[str, Key] = {}
+    for number, image in enumerate(images):
+        key, name = _as_key(image.id), str(image.file_name)
+        if key is None:
+            raise InputError(
+                f"{annotations}, image {number + 1}: id: expected a whole number or text, got {image.id!r}"
+            )
+        if key in files:
+            raise InputError(
+                f"{annotations}: {files[key]} and {name} have the same image id {image.id!r}; give each image its own"
+            )
+        if name in keys:
+            raise InputError(f"{annotations}: {name} has the image ids {keys[name]!r} and {image.id!r}; keep one")
+        files[key], keys[name] = name, key
+
+
+def _size(builder: DatasetBuilder, image: CocoImage, path: Path, where: str) -> tuple[int, int] | None:
+    """Height and width: the file's, or where it states none those of the image itself; None = reported."""
+    sides = (image.height, image.width)
+    if all(isinstance(side, (int, float)) and not isinstance(side, bool) and side >= 1 for side in sides):
+        return int(image.height), int(image.width)
+    if not all(side is None or (isinstance(side, (int, float)) and side <= 0) for side in sides):
+        value = f"its size is {image.width!r} x {image.height!r}"
+        builder.report(where, "unreadable_annotation", value, "image dropped")
+        return None
+    try:
+        return read_image_size(path)
+    except InputError as error:
+        builder.report(where, "unreadable_image", str(error), "image dropped")
+        return None
+
+
+def _add_object(builder: DatasetBuilder, item: CocoAnnotation, names: Mapping[Key, str], where: str) -> None:
     if not is_coco_box(item.bbox):
         return builder.report(where, "not_finite", f"bbox {item.bbox!r}", "object dropped")
+    try:
+        crowd = _TRUTH[item.iscrowd]
+    except (KeyError, TypeError):
+        return builder.report(where, "unreadable_annotation", f"iscrowd {item.iscrowd!r}", "object dropped")
     x, y, w, h = (float(value) for value in item.bbox)
-    name = names.get(item.category_id, f"category {item.category_id}")
-    return builder.add_object((x, y, x + w, y + h), name, crowd=bool(item.iscrowd), where=where)
+    key = _as_key(item.category_id)
+    name = names.get(key, f"category {item.category_id}") if key is not None else f"category {item.category_id}"
+    return builder.add_object((x, y, x + w, y + h), name, crowd=crowd, where=where, area=_area(item.area))
+
+
+def _area(value: Any) -> float | None:
+    """The stated area; None where it is not a positive number."""
+    try:
+        area = float(value)
+    except (TypeError, ValueError):
+        return None
+    return area if 0 < area < float("inf") else None
+
+
+def _ids_of(class_names: tuple[str, ...], names: Mapping[Key, str]) -> list[int] | None:
+    """The file's id of each class, for result files; None where its ids are not numbers.
+
+    A class that the file does not know gets an id that no category has.
+    """
+    if not all(isinstance(key, int) for key in names):
+        return None
+    by_name: dict[str, int] = {}
+    for key in sorted(names, key=_number_first, reverse=True):  # of equal names the lowest id
+        by_name[names[key]] = int(key)
+    lowest = min((0, *by_name.values()))
+    return [by_name.get(name, lowest - 1 - index) for index, name in enumerate(class_names)]
 
 
 def _find_images_dir(annotations: Path) -> Path:

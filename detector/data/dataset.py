@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from detector.data.coco_file import coco_annotation, coco_categories, is_coco_box, read_coco_json
 from detector.data.images import decode_image, read_bytes
 from detector.data.paths import PathTable
 from detector.errors import InputError
@@ -63,7 +63,9 @@ class DetectionDataset:
         labels: (n,) int64.
         crowd: (n,) bool; also VOC's "difficult".
         problems: what the rules found.
-        coco_json: for COCO data sets, the annotation file, which an evaluation must use unchanged.
+        truth_xyxy: (n, 4) float64; the same boxes with all their digits, for an evaluation.
+        areas: (n,) float64 pixels; COCO's own area of an object where its file states one, else that of the box.
+        category_ids: the id of each class in result files.
     """
 
     name: str
@@ -76,7 +78,9 @@ class DetectionDataset:
     labels: Ints
     crowd: Bools
     problems: list[Problem]
-    coco_json: Path | None = None
+    truth_xyxy: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    category_ids: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,52 +127,34 @@ class DetectionDataset:
         )
 
     def ground_truth(self) -> tuple[dict[str, Any], list[int], list[int]]:
-        """The data set as COCO instances, for pycocotools.
+        """The very objects that training and reports use, as COCO instances for pycocotools.
 
         Returns:
-            the COCO dictionary (for a COCO data set the file's own annotations, without the rules applied);
-            the category id of each class; the image id of each image.
+            the COCO dictionary; the category id of each class; the image id of each image (its own where all images
+            have whole numbers, else 1, 2, ...).
         """
-        if self.coco_json is not None:
-            return self._original_ground_truth(self.coco_json)
-        annotations = []
-        for index in range(len(self)):
-            for position in range(*self.objects(index).indices(len(self.labels))):
-                box, label = self.boxes_xyxy[position].astype(float).tolist(), int(self.labels[position])
-                crowd = bool(self.crowd[position])
-                annotations.append(coco_annotation(position, image=index, label=label, box_xyxy=box, crowd=crowd))
-        category_ids = [index + 1 for index in range(len(self.class_names))]
-        image_ids = [index + 1 for index in range(len(self))]
-        categories = coco_categories(self.class_names)
-        truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
-        return truth, category_ids, image_ids
-
-    def _original_ground_truth(self, path: Path) -> tuple[dict[str, Any], list[int], list[int]]:
-        content = read_coco_json(path)
-        by_name = {category.name: int(category.id) for category in content.categories}
-        # A model class that is not in the file gets an id that no annotation has.
-        category_ids = [by_name.get(name, -1 - index) for index, name in enumerate(self.class_names)]
         numeric = all(isinstance(image_id, int) for image_id in self.image_ids)
-        number_of = {key: key if isinstance(key, int) and numeric else n for n, key in enumerate(self.image_ids, 1)}
-        image_ids = [int(number_of[image_id]) for image_id in self.image_ids]
-        annotations: list[dict[str, Any]] = []
-        for item in content.annotations:
-            box = item.bbox
-            if item.image_id not in number_of or not is_coco_box(box):
-                continue  # reported as a problem when the data set was read
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # pycocotools treats the id 0 as "unmatched"
-                    "image_id": number_of[item.image_id],
-                    "category_id": item.category_id,
-                    "bbox": box,
-                    "area": box[2] * box[3] if item.area is None else item.area,
-                    "iscrowd": int(item.iscrowd),
-                }
-            )
-        categories = [{"id": key, "name": name} for key, name in zip(category_ids, self.class_names, strict=True)]
+        image_ids = [int(key) if numeric else number for number, key in enumerate(self.image_ids, 1)]
+        annotations = [
+            {
+                "id": position + 1,  # pycocotools treats the id 0 as "unmatched"
+                "image_id": image_ids[index],
+                "category_id": self.category_ids[self.labels[position]],
+                "bbox": _to_xywh(self.truth_xyxy[position].tolist()),
+                "area": float(self.areas[position]),
+                "iscrowd": int(self.crowd[position]),
+            }
+            for index in range(len(self))
+            for position in range(*self.objects(index).indices(len(self.labels)))
+        ]
+        categories = [{"id": key, "name": name} for key, name in zip(self.category_ids, self.class_names, strict=True)]
         truth = {"images": [{"id": key} for key in image_ids], "annotations": annotations, "categories": categories}
-        return truth, category_ids, image_ids
+        return truth, list(self.category_ids), image_ids
+
+
+def _to_xywh(box_xyxy: list[float]) -> list[float]:
+    x1, y1, x2, y2 = box_xyxy
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 @dataclass
@@ -192,6 +178,7 @@ class DatasetBuilder:
     _boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     _labels: list[int] = field(default_factory=list)
     _crowd: list[bool] = field(default_factory=list)
+    _areas: list[float] = field(default_factory=list)
     _seen: set[tuple[int, float, float, float, float]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -206,9 +193,23 @@ class DatasetBuilder:
         self._seen.clear()
 
     def add_object(
-        self, box_xyxy: tuple[float, float, float, float], class_name: str, *, crowd: bool, where: str
+        self,
+        box_xyxy: tuple[float, float, float, float],
+        class_name: str,
+        *,
+        crowd: bool,
+        where: str,
+        area: float | None = None,
     ) -> None:
-        """Adds an object to the image added last (box in its pixels), unless a rule drops it."""
+        """Adds an object to the image added last, unless a rule drops it.
+
+        Args:
+            box_xyxy: in pixels of the image.
+            class_name: one of the data set's classes.
+            crowd: whether it is a crowd region.
+            where: file, and line or object in it.
+            area: in pixels; None = that of the box.
+        """
         label = self._label_of.get(class_name)
         if label is None:
             return self.report(
@@ -223,7 +224,9 @@ class DatasetBuilder:
         clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
             return self.report(where, "outside", _box_in_image(box_xyxy, height, width), "object dropped")
+        kept = box_xyxy
         if clipped != box_xyxy and max(map(abs, map(sub, box_xyxy, clipped))) > BORDER_TOLERANCE:
+            kept = clipped
             action = "clipped" if self.policy == "clip" else "object dropped"
             self.report(where, "partly_outside", _box_in_image(box_xyxy, height, width), action)
             if self.policy != "clip":
@@ -234,7 +237,8 @@ class DatasetBuilder:
                 where, "duplicate", f"{class_name} {[round(value, 2) for value in box_xyxy]}", "object dropped"
             )
         self._seen.add(key)
-        self._boxes.append(clipped)
+        self._boxes.append(kept)
+        self._areas.append(area or (kept[2] - kept[0]) * (kept[3] - kept[1]))
         self._labels.append(label)
         self._crowd.append(crowd)
         self._counts[-1] += 1
@@ -243,8 +247,12 @@ class DatasetBuilder:
     def report(self, where: str, rule: str, value: str, action: str) -> None:
         self.problems.append(Problem(where, rule, value, action))
 
-    def build(self, *, coco_json: Path | None = None) -> DetectionDataset:
-        """The data set. Raises: InputError when it has no images, or has problems and the policy is `fail`."""
+    def build(self, category_ids: Sequence[int] | None = None) -> DetectionDataset:
+        """The data set. Raises: InputError when it has no images, or has problems and the policy is `fail`.
+
+        Args:
+            category_ids: of the classes, in result files; None = 1, 2, ...
+        """
         if self.policy == "fail" and self.problems:
             raise InputError(
                 f"{self.name}: {summarize(self.problems)}; the first: {self.problems[0]} (data.bad_labels is fail; "
@@ -263,7 +271,9 @@ class DatasetBuilder:
             labels=np.array(self._labels, np.int64),
             crowd=np.array(self._crowd, np.bool_),
             problems=self.problems,
-            coco_json=coco_json,
+            truth_xyxy=np.array(self._boxes, np.float64).reshape(-1, 4),
+            areas=np.array(self._areas, np.float64),
+            category_ids=tuple(category_ids or range(1, len(self.class_names) + 1)),
         )
 
 
@@ -274,6 +284,12 @@ def _box_in_image(box_xyxy: tuple[float, float, float, float], height: int, widt
 def describe(dataset: DetectionDataset) -> str:
     """One line on what is in a data set, and what was wrong with it."""
     return f"{dataset.name}: {len(dataset)} images, {len(dataset.labels)} objects, {summarize(dataset.problems)}"
+
+
+def nothing_to_learn(dataset: DetectionDataset) -> str:
+    """Why a data set without a single usable object has none."""
+    crowd = f", all {len(dataset.crowd)} of them crowd or difficult" if len(dataset.crowd) else ""
+    return f"no object to learn from in {len(dataset)} images{crowd}; {summarize(dataset.problems)}"
 
 
 def summarize(problems: list[Problem]) -> str:

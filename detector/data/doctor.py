@@ -12,14 +12,23 @@ from pathlib import Path
 import torch
 
 from detector.anchors import best_possible_recall, fit_anchors
-from detector.data.dataset import DetectionDataset, Problem
+from detector.data.dataset import DetectionDataset, Problem, nothing_to_learn
 from detector.data.image_folder import open_image_folder
 from detector.data.images import read_image
 from detector.data.open import NO_DATASET, list_splits, open_dataset
 from detector.errors import InputError
 
 COCO_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
-ERROR_RULES = {"missing_image", "unreadable_image", "unreadable_annotation", "unreadable_split"}
+ERROR_RULES = {
+    "missing_image",
+    "unreadable_image",
+    "unreadable_annotation",
+    "unreadable_split",
+    "missing_labels",
+    "label_without_image",
+    "left_out",
+    "no_objects",
+}
 
 
 @dataclass
@@ -101,6 +110,8 @@ def examine(
             failures.append(Problem(name, "unreadable_split", str(error), "split skipped"))
             continue
         found = _examine_split(name, dataset, size_hw, anchors)
+        if dataset.crowd.all():
+            found.problems.append(Problem(name, "no_objects", nothing_to_learn(dataset), "cannot be trained on"))
         if read_images:
             contents[name] = _read_all(dataset, found.problems)
         report.splits.append(found)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import DetectConfig
-from detector.data.dataset import DetectionDataset, describe
+from detector.data.dataset import DetectionDataset, describe, nothing_to_learn
 from detector.data.loader import training_batches
 from detector.data.open import open_dataset
 from detector.errors import InputError
@@ -53,6 +53,9 @@ class DetectionTask:
         self.metric: str = config.evaluate.metric
         self.notes: dict[str, Any] = {}  # the classes are in the config
         self.train_set, self.val_set = open_split(config, config.data.train), open_split(config, config.data.val)
+        if self.train_set.crowd.all():
+            why = nothing_to_learn(self.train_set)
+            raise InputError(f"{self.train_set.name}: {why}; tools/doctor.py {config.data.root} lists all problems")
 
     def describe_data(self) -> Iterable[str]:
         return describe(self.train_set), describe(self.val_set)
