@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import argparse
 
 
+USUAL_CALIBRATION_IMAGES = 100
+
+
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
@@ -45,6 +48,11 @@ def main(arguments: list[str]) -> int:
     check_request(loaded, request)
     data = gather_gate_data(loaded, request.size_hw, data=options.data, split=options.split, images_dir=options.images)
     print_note(f"comparing on {data.origin}")
+    if request.precision == "int8" and len(data.images) < USUAL_CALIBRATION_IMAGES:
+        print_note(
+            f"warning: only {len(data.images)} images to calibrate int8 on; {USUAL_CALIBRATION_IMAGES} or more are "
+            "usual, and an AP50 of so few says little"
+        )
     report = export(loaded, request, data)
     if options.json:
         print_json(report)

@@ -114,5 +114,7 @@ def _write_openvino(graph: onnx.ModelProto, record: ExportRecord, data: GateData
 
 def _quantize_arguments(record: ExportRecord, data: GateData) -> tuple[Pixels, int, MeasureAP50, float]:
     if data.measure is None:
-        raise InputError("--precision int8: needs --data PATH, labelled images to measure AP50 on")
+        raise InputError(
+            f"--precision int8: needs --data PATH with labelled objects to measure AP50 on; it was given {data.origin}"
+        )
     return data.images, data.num_images, data.measure, record.gate["tolerances"]["ap50"]

@@ -79,7 +79,10 @@ def gather_gate_data(
         def measure(runtime: Runtime, indices: Sequence[int], suppression: Thresholds | None = None) -> float:
             return measure_ap50(runtime, loaded, dataset, indices, size_hw=size_hw, suppression=suppression)
 
-        return GateData(images, f"{len(images)} images of {dataset.name}", measure, len(dataset))
+        origin = f"{len(images)} images of {dataset.name}"
+        if dataset.crowd.all():  # an AP50 of nothing would agree with anything
+            return GateData(images, f"{origin}, without a labelled object")
+        return GateData(images, origin, measure, len(dataset))
     if config is not None and Path(config.data.root).exists():
         dataset = open_dataset(config.data.root, config.data.val, class_names=loaded.class_names, policy=policy)
         images = _fit(dataset, loaded, size_hw, NUM_DRAWN)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -61,7 +63,14 @@ class Predictor:
             loaded.preprocess,
             loaded.class_names,
             thresholds,
+            (model, weights, backend, thresholds, device),
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process opens the same files. Raises: InputError: it was made from a network in memory."""
+        if self._arguments is None:
+            raise InputError("Predictor: only one made as Predictor(PATH) can be sent to another process")
+        return _open_again, self._arguments
 
     def _set_up(
         self,
@@ -70,12 +79,15 @@ class Predictor:
         preprocess: PreprocessConfig,
         class_names: tuple[str, ...],
         thresholds: Thresholds,
+        arguments: tuple[Any, ...] | None = None,
     ) -> None:
         self.runtime = runtime
         self.decoder = decoder
         self.preprocess = preprocess
         self.class_names = class_names
         self.thresholds = thresholds
+        self._process = os.getpid()
+        self._arguments = arguments  # of the constructor, to open it again in another process
         self._local = threading.local()  # each thread's own buffer for the network's input
 
     @classmethod
@@ -134,21 +146,41 @@ class Predictor:
         """
         return self.predict_batch([image_rgb])[0]
 
-    def predict_batch(self, images_rgb: Sequence[Image], *, darknet_ranks: bool = False) -> list[Detections]:
+    def predict_batch(self, images_rgb: Iterable[Image], *, darknet_ranks: bool = False) -> list[Detections]:
         """Detections in several images, which may differ in size; one forward pass.
 
         Args:
-            images_rgb: as in `predict`.
+            images_rgb: a list or any other iterable of images as in `predict`, or an array (B, H, W, 3).
             darknet_ranks: fill `Detections.darknet_ranks`.
+
+        Raises:
+            InputError: one is not an image, or the process is a fork of the one that opened the backend.
         """
-        if not images_rgb:
+        if not isinstance(images_rgb, Iterable):
+            raise InputError(f"predict_batch: expected images, got {type(images_rgb).__name__}")
+        images = list(images_rgb)
+        if not images:
             return []
-        pixels, records = self.fit(images_rgb)
+        if self._process != os.getpid():
+            self._enter_fork()
+        pixels, records = self.fit(images)
         found = self.decode(self.runtime.run(pixels), len(records), darknet_ranks=darknet_ranks)
         return [
             replace(each, boxes_xyxy=record.to_original(each.boxes_xyxy))
             for each, record in zip(found, records, strict=True)
         ]
+
+    def _enter_fork(self) -> None:
+        """Makes a fork able to predict: the threads of the process that it was forked from are gone."""
+        if not self.runtime.name.startswith("torch"):
+            raise InputError(
+                f"Predictor: this process was forked after {self.runtime.name} was opened, whose threads a fork lacks; "
+                "make the Predictor in each worker, or start workers with multiprocessing's 'spawn'"
+            )
+        import torch
+
+        torch.set_num_threads(1)
+        self._process = os.getpid()
 
     def fit(self, images_rgb: Sequence[Image]) -> tuple[Pixels, list[ImageFit]]:
         """The network's input for some images, (B, H, W, 3), and how each was fitted.
@@ -183,6 +215,21 @@ class Predictor:
             rows = rows[: self.thresholds.max_detections]
             results.append(Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64)))
         return results
+
+
+def _open_again(
+    model: str | Path, weights: str | Path | None, backend: str | None, thresholds: Thresholds, device: str
+) -> Predictor:
+    """What `Predictor.__reduce__` calls in the other process."""
+    return Predictor(
+        model,
+        weights,
+        backend=backend,
+        score_threshold=thresholds.score_threshold,
+        nms_threshold=thresholds.nms_threshold,
+        max_detections=thresholds.max_detections,
+        device=device,
+    )
 
 
 def _check_image(image: Image) -> None:

@@ -88,3 +88,31 @@ def test_bccd(shared: Path) -> None:
     problems = {(split.name, problem.rule) for split in report.splits for problem in split.problems}
     assert problems == {("train", "zero_size"), ("val", "zero_size"), ("trainval", "zero_size")}
     assert report.notes == ["train is part of trainval (205 images)", "val is part of trainval (87 images)"]
+
+
+def test_a_split_that_cannot_be_trained_on_is_an_error(tmp_path: Path) -> None:
+    """The labels' folder has another name, so not one label file is found."""
+    make_yolo(tmp_path, labels="label")
+    report = examine(tmp_path / "data.yaml")
+    assert report.exit_code() == 2
+    assert [problem.rule for problem in report.splits[0].problems] == ["missing_labels", "no_objects"]
+    assert f"expected at {tmp_path}/labels/0.txt" in report.splits[0].problems[0].value
+
+
+def test_label_files_and_images_without_each_other_and_left_out_files_are_errors(tmp_path: Path) -> None:
+    make_yolo(tmp_path, count=4)
+    (tmp_path / "labels/3.txt").rename(tmp_path / "labels/other.txt")
+    (tmp_path / "images/a.heic").touch()
+    report = examine(tmp_path / "data.yaml")
+    assert report.exit_code() == 2
+    rules = sorted(problem.rule for problem in report.splits[0].problems)
+    assert rules == ["label_without_image", "left_out", "missing_labels"]
+
+
+def make_yolo(root: Path, *, count: int = 2, labels: str = "labels") -> None:
+    (root / "images").mkdir()
+    (root / labels).mkdir()
+    for number in range(count):
+        cv2.imwrite(str(root / f"images/{number}.png"), np.full((40, 50, 3), number, np.uint8))
+        (root / labels / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "data.yaml").write_text("names: [cat]\ntrain: images\n")

@@ -140,6 +140,20 @@ def test_int8_stays_within_its_budget(
         assert Predictor(out).class_names == loaded.class_names
 
 
+def test_int8_without_a_labelled_object_is_refused(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """An AP50 of nothing beside an AP50 of nothing is no agreement."""
+    content = json.loads((tiny_data / "val.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps({**content, "annotations": []}))
+    loaded = load_detector(trained_run / "best.safetensors")
+    data = gather_gate_data(loaded, data=str(tmp_path / "empty.json"), images_dir=str(tiny_data / "images"))
+    assert data.measure is None
+    with pytest.raises(
+        InputError, match=r"int8: needs --data .* it was given 16 images of .* without a labelled object"
+    ):
+        export(loaded, Request("openvino", tmp_path / "out.xml", precision="int8"), data)
+    assert not (tmp_path / "out.xml").exists()
+
+
 def test_ap50_of_a_graph_that_ends_in_boxes_is_compared(trained_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     loaded = load_detector(trained_run / "best.safetensors")
     gate_data = gather_gate_data(loaded, data=str(tiny_data), split="val")

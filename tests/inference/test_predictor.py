@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,3 +115,51 @@ def test_find_model(trained_run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     (trained_run.parent.parent / "weights").unlink(missing_ok=True)
     (trained_run.parent.parent / "weights").symlink_to(trained_run.parent)
     assert find_model(None, None).path.resolve() == best.resolve()
+
+
+def forked(predictor: Predictor, image: np.ndarray) -> Any:
+    """What a fork of this process finds, or its error; a fork that hangs ends after a minute."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def child() -> None:
+        try:
+            theirs.send(predictor.predict(image).scores)
+        except InputError as error:
+            theirs.send(str(error))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks with threads
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+    assert ours.poll(60), "the fork hangs"
+    process.join()
+    return ours.recv()
+
+
+def test_a_fork_predicts_as_its_parent_or_says_why_not(trained_run: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    network = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=5)
+    assert forked(network, image) == pytest.approx(network.predict(image).scores, rel=1e-5), "one thread, another order"
+    other = Predictor(trained_run / "best.safetensors", backend="onnxruntime")
+    other.predict(image)
+    assert "forked after onnxruntime was opened" in forked(other, image)
+
+
+def test_a_copy_in_another_process_opens_the_same_file(trained_run: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    network = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=5)
+    copy = pickle.loads(pickle.dumps(network))
+    assert copy.predict(image).scores.tolist() == network.predict(image).scores.tolist()
+    assert copy.thresholds == network.thresholds
+    with pytest.raises(InputError, match=r"only one made as Predictor\(PATH\)"):
+        pickle.dumps(predictor())
+
+
+def test_a_batch_may_be_an_array_or_any_iterable() -> None:
+    images = np.zeros((3, 40, 60, 3), np.uint8)
+    expected = [found.boxes_xyxy.tolist() for found in predictor().predict_batch(list(images))]
+    for batch in (images, iter(images), (image for image in images), tuple(images)):
+        assert [found.boxes_xyxy.tolist() for found in predictor().predict_batch(batch)] == expected
+    for wrong in (images[0], 3, None, "abc", [None]):
+        with pytest.raises(InputError, match="predict"):
+            predictor().predict_batch(wrong)  # type: ignore[arg-type]

@@ -71,6 +71,19 @@ def test_resuming_is_bit_for_bit(tiny: Make, monkeypatch: pytest.MonkeyPatch, pr
         assert resumed[name] == metrics[name]
 
 
+def test_training_on_nothing_is_refused_before_the_first_step(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
+    content = json.loads((tiny_data / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    (tmp_path / "crowd.json").write_text(json.dumps(content))
+    (tmp_path / "val.json").write_text((tiny_data / "val.json").read_text())
+    (tmp_path / "images").symlink_to(tiny_data / "images")
+    config = tiny([f"data.root={tmp_path}", "data.train=crowd.json", "data.val=val.json", "data.synthetic=null"])
+    with pytest.raises(InputError, match=r"crowd.json: no object to learn from in 64 images, all \d+ of them crowd"):
+        train(config)
+    assert not Path(config.run_dir or "").exists()
+
+
 def test_a_run_is_not_overwritten(tiny: Make) -> None:
     config = tiny(["train.max_steps=1", "evaluate.every=0"])
     train(config)
