@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from detector.cli import Parser, print_json, run
+from detector.cli import Parser, print_json, print_note, run
 from detector.config import ClassifyConfig, ModelConfig, load_run_config
 from detector.errors import InputError
 
@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
         return examine_classes(options.data, config, as_json=options.json)
     if config is not None and not isinstance(config.model, ModelConfig):
         raise InputError(f"{options.config}: holds a Darknet model; give a config with model.anchors")
+    if config is None:
+        print_note("no --config: boxes are compared with COCO's nine anchors at 416x416")
     report = examine(
         options.data,
         images_dir=options.images,

@@ -72,7 +72,9 @@ def main(arguments: list[str]) -> int:
         print_note(f"interrupted; finished results are in {options.out}.partial; the same command resumes")
         return 130
     print_report(report, options)
-    return 0
+    if not report.images:
+        return 2
+    return 1 if report.failed else 0
 
 
 def predict(
@@ -108,7 +110,7 @@ def print_report(report: Report, options: argparse.Namespace) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises: InputError."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", help="folder (with its subfolders), image, or .txt with one path per line")
+    parser.add_argument("source", help="folder (with its subfolders), image, pattern in quotes, or .txt of paths")
     parser.add_argument("--out", type=Path, required=True, help="COCO JSON (.json), or one line per image (.jsonl)")
     parser.add_argument("--model", help="Darknet cfg, run folder or config (default: the newest in weights/)")
     parser.add_argument("--weights", help="weights or exported file")

@@ -83,7 +83,7 @@ def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()
         tree = _merge(tree, _parse_override(override))
     if tree.get("run_dir") is None:
         tree = {**tree, "run_dir": f"weights/{path.stem}"}
-    return _validate_run(tree, str(path))
+    return _validate_run(tree, " ".join([str(path), *overrides]))
 
 
 def parse_config_text(text: str, where: str) -> RunConfig:
@@ -193,6 +193,8 @@ def _explain(item: Any) -> str:
         return f"{key}: missing; it has no default"
     if parts and parts[-1] in _CHOICES and (item["type"].startswith("union_tag") or not isinstance(given, dict)):
         example = _CHOICES[parts[-1]]
+        if isinstance(given, str):
+            return f"{key}: expected a section with a name, got {given!r}; write {key}.name={given}"
         return (
             f"{key}: expected a section with a name, such as {{name: {example}}} (see configs/README.md), got {given!r}"
         )

@@ -40,7 +40,8 @@ def open_dataset(
     path = Path(path)
     if not path.exists():
         raise InputError(
-            f"{path}: no such data set; give a COCO JSON, a VOC folder, a YOLO data.yaml or a Darknet .data"
+            f"{path}: no such data set; give a COCO JSON, a VOC folder, a YOLO data.yaml or a Darknet .data, or "
+            "fetch a public one with tools/download.py"
         )
     folder = Path(images_dir) if images_dir is not None else None
     if path.is_dir() and (path / "Annotations").is_dir():

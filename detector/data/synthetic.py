@@ -102,7 +102,7 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int =
     Raises:
         InputError: the folder holds something else, which would be overwritten.
     """
-    stamp, wanted = root / "synthetic.json", json.dumps({**asdict(config), "seed": seed})
+    stamp, wanted = root / "synthetic.stamp", json.dumps({**asdict(config), "seed": seed})
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return False
     if not stamp.is_file() and root.is_dir() and any(root.iterdir()):

@@ -235,7 +235,7 @@ def identity(loaded: Loaded) -> str:
 
 def _find_file(model: str | None, weights: str | None, *, detectors_only: bool) -> Path:
     if weights is not None:
-        return Path(weights)
+        return weights_of_run(Path(weights)) if Path(weights).is_dir() else Path(weights)
     if model is None:
         return find_weights([Path("weights"), PROJECT_ROOT / "weights"], detectors_only=detectors_only)
     path = Path(model)

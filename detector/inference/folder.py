@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from glob import has_magic, iglob
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from detector.data.images import IMAGE_SUFFIXES, read_image
-from detector.errors import InputError
+from detector.errors import InputError, read_text
 from detector.structures import Detections, Image
 
 FORMATS = (".json", ".jsonl")
@@ -46,7 +47,11 @@ class Report:
 
 
 def find_images(source: str) -> list[Path]:
-    """The image files of a folder and its subfolders, of a text file with one path a line, or one image.
+    """The image files that a user names.
+
+    Args:
+        source: a folder (with its subfolders), a text file with one path a line (relative to that file, or else to the
+            working folder), an image, or a pattern such as "photos/*.jpg". A file that exists is never a pattern.
 
     Raises:
         InputError: the source does not exist, or has no images.
@@ -55,10 +60,12 @@ def find_images(source: str) -> list[Path]:
     if path.is_dir():
         images = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
     elif path.suffix == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        images = [Path(line.strip()) for line in lines if line.strip()]
+        listed = [Path(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+        images = [path.parent / one if (path.parent / one).exists() else one for one in listed]
     elif path.is_file():
         images = [path]
+    elif has_magic(source):
+        images = sorted(found for found in map(Path, iglob(source)) if found.suffix.lower() in IMAGE_SUFFIXES)
     else:
         raise InputError(f"{source}: no such image, folder or list of images")
     if not images:

@@ -51,6 +51,10 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
 
+    def close_bar(self) -> None:
+        """Ends the bar of the steps; what follows has bars of its own."""
+        self._bar.close()
+
     def advance(self, words: str) -> None:
         """Advances the bar by one step and shows `words` after it."""
         self._bar.update()

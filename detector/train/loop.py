@@ -119,6 +119,8 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
                 _save(config, state, ranks)
             if num_signals and not is_last:
                 raise InterruptedRunError(f"stopped after step {state.step}; continue with --resume")
+        if ranks.sum([len(signals)])[0] > 0:  # during the last evaluation
+            raise InterruptedRunError("stopped before the report; continue with --resume")
     return _finish(config, state, task, ranks, log, measured, batches.figures())
 
 
@@ -214,6 +216,7 @@ def _finish(
     speeds: dict[str, float],
 ) -> dict[str, Any]:
     """Writes the report; returns what `train` returns."""
+    log.close_bar()
     if measured is None:  # resumed after the last step: already recorded, only measured again
         measured = _measure(state, task, ranks, log)
     if ranks.first:

@@ -178,7 +178,7 @@ def open_source(text: str) -> Source:
             raise InputError(f"{text}: the stream cannot be opened; check address, port and password")
         return LiveSource(capture, text)
     path = Path(text)
-    if path.is_dir() or has_magic(text):
+    if path.is_dir() or (has_magic(text) and not path.exists()):  # a file that exists is never a pattern
         images = list_images(path) if path.is_dir() else _glob_images(text)
         if not images:
             raise InputError(f"{text}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))}")

@@ -66,8 +66,8 @@ def test_overrides_and_exponents() -> None:
         ("train.subdivisions=3", "subdivisions: expected a divisor of batch_size"),
         ("train.policy={name: steps, scales: [1.0]}", "train.policy: scales: expected 0"),
         ("train.policy.name=linear", "train.policy: expected a section with a name, such as {name: cosine}"),
-        ("train.policy=cosine", "train.policy: expected a section with a name, such as .*got 'cosine'"),
-        ("model.backbone=peleenet", "model.backbone: expected a section with a name"),
+        ("train.policy=cosine", "got 'cosine'; write train.policy.name=cosine"),
+        ("model.backbone=peleenet", "got 'peleenet'; write model.backbone.name=peleenet"),
         ("model.backbone.gamma=2", "model.backbone.gamma: .*less than 1, got 2"),
         (
             "model.neck={name: gfm, attention: sam}",

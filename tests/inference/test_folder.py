@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -219,3 +220,22 @@ def test_the_tool_survives_a_kill(trained_run: Path, tiny_data: Path, tmp_path: 
     again = subprocess.run([*command, "--out", "b.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert 2 < json.loads(again.stdout)["resumed"] < json.loads(again.stdout)["images"]
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes()
+
+
+def test_a_list_is_relative_to_itself_and_a_file_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("photo[1].jpg", "photo1.jpg"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "list.txt").write_bytes("photo1.jpg\n".encode("utf-16"))
+    assert find_images(str(tmp_path / "list.txt")) == [tmp_path / "photo1.jpg"]
+    assert find_images(str(tmp_path / "photo[1].jpg")) == [tmp_path / "photo[1].jpg"]
+    assert find_images(str(tmp_path / "photo?.jpg")) == [tmp_path / "photo1.jpg"]
+
+
+def test_the_exit_code_tells_whether_images_failed(trained_run: Path, tmp_path: Path) -> None:
+    main = runpy.run_path(str(ROOT / "tools/predict.py"))["main"]
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    weights = ["--weights", str(trained_run / "best.safetensors")]
+    assert main([str(tmp_path / "bad.jpg"), "--out", str(tmp_path / "none.json"), *weights]) == 2
+    cv2.imwrite(str(tmp_path / "good.jpg"), np.zeros((8, 8, 3), np.uint8))
+    assert main([str(tmp_path), "--out", str(tmp_path / "some.json"), *weights]) == 1
+    assert main([str(tmp_path / "good.jpg"), "--out", str(tmp_path / "all.json"), *weights]) == 0

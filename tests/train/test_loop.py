@@ -84,6 +84,27 @@ def test_training_on_nothing_is_refused_before_the_first_step(tiny: Make, tiny_d
     assert not Path(config.run_dir or "").exists()
 
 
+def test_a_signal_during_the_last_evaluation_stops_before_the_report(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import detector.train.loop as module
+
+    original = module._evaluate
+
+    def interrupted(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    config = tiny(["train.max_steps=1", "train.num_workers=0"])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_evaluate", interrupted)
+        with pytest.raises(InterruptedRunError, match="stopped before the report"):
+            train(config)
+    assert not (Path(config.run_dir or "") / "report.html").exists()
+    assert "ap50" in train(config, resume=True)
+    assert (Path(config.run_dir or "") / "report.html").exists()
+
+
 def test_a_run_is_not_overwritten(tiny: Make) -> None:
     config = tiny(["train.max_steps=1", "evaluate.every=0"])
     train(config)

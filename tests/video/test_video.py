@@ -177,3 +177,10 @@ def test_a_source_is_never_overwritten(clip: Path, tmp_path: Path) -> None:
     assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out"), FolderSink)
     assert isinstance(open_file_sink(open_source(str(folder)), tmp_path / "out.jpg"), ImageSink)
     assert isinstance(open_file_sink(open_source(str(clip)), tmp_path / "out.mp4"), VideoSink)
+
+
+def test_a_file_that_exists_is_never_a_pattern(tmp_path: Path) -> None:
+    for name, value in (("photo[1].png", 9), ("photo1.png", 200)):
+        cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), value, np.uint8))
+    (frame,) = open_source(str(tmp_path / "photo[1].png"))
+    assert frame.image[0, 0, 0] == 9
