@@ -34,8 +34,6 @@ def main(arguments: list[str]) -> int:
         return examine_classes(options.data, config, as_json=options.json)
     if config is not None and not isinstance(config.model, ModelConfig):
         raise InputError(f"{options.config}: holds a Darknet model; give a config with model.anchors")
-    if config is None:
-        print_note("no --config: boxes are compared with COCO's nine anchors at 416x416")
     report = examine(
         options.data,
         images_dir=options.images,
@@ -43,6 +41,8 @@ def main(arguments: list[str]) -> int:
         anchors=config.model.anchors if config and isinstance(config.model, ModelConfig) else COCO_ANCHORS,
         read_images=not options.quick,
     )
+    if config is None:
+        print_note("no --config: boxes are compared with COCO's nine anchors at 416x416")
     if options.json:
         print_json({**asdict(report), "exit_code": report.exit_code()})
     else:
