@@ -96,8 +96,9 @@ def _read_darknet_data(path: Path) -> tuple[tuple[str, ...], dict[str, list[Path
 
 
 def _beside(path: Path, target: str) -> Path:
-    """Darknet's paths are relative to the working folder; paths relative to the file are found as well."""
-    return Path(target) if Path(target).exists() else path.parent / target
+    """A path that the file `path` names: relative to that file, or else, as in Darknet, to the working folder."""
+    beside = path.parent / target
+    return beside if beside.exists() or not Path(target).exists() else Path(target)
 
 
 def _list_split_images(sources: list[Path], index: Path, builder: DatasetBuilder) -> list[Path]:

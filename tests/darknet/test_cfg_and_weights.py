@@ -202,3 +202,17 @@ def test_names(tmp_path: Path) -> None:
     assert read_names(tmp_path / "coco.names")[-2:] == ("motorcycle", "tv")
     with pytest.raises(InputError, match="no such file of class names"):
         read_names(tmp_path / "none")
+
+
+def test_the_names_of_a_cfg_are_its_own_and_ambiguity_is_an_error(tmp_path: Path) -> None:
+    cfg = tmp_path / "helmet.cfg"
+    assert find_names(cfg, 2) == ("class0", "class1")
+    (tmp_path / "a.names").write_text("mask\nface\n")
+    assert find_names(cfg, 2) == ("mask", "face")
+    (tmp_path / "b.names").write_text("cat\ndog\n")
+    with pytest.raises(InputError, match=r"several files of 2 class names are beside it .*choose one with --names"):
+        find_names(cfg, 2)
+    (tmp_path / "helmet.names").write_text("helmet\nhead\n")
+    assert find_names(cfg, 2) == ("helmet", "head")
+    with pytest.raises(InputError, match=r"has 2 class names, .* has 3 classes"):
+        find_names(cfg, 3)

@@ -262,3 +262,16 @@ def test_text_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]\n")
     with pytest.raises(InputError, match="is not UTF-8 text"):
         open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_a_list_is_relative_to_its_file_before_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, label in (("a", "0"), ("b", "1")):
+        folder = tmp_path / name
+        write_yolo(folder, GOOD)
+        (folder / "list.txt").write_text("images/train/a.jpg\n")
+        (folder / "labels/train/a.txt").write_text(f"{label} 0.5 0.5 0.5 0.5\n")
+        (folder / "data.yaml").write_text("names: [cat, dog]\ntrain: list.txt\n")
+    monkeypatch.chdir(tmp_path / "b")
+    assert open_dataset("../a/data.yaml", "train").labels.tolist() == [0], "not those of the folder of the same layout"
