@@ -24,6 +24,7 @@ from detector.train.detection import DetectionTask
 from detector.train.distributed import Ranks, join_ranks, synchronize_batchnorm
 from detector.train.finetune import load_initial_weights
 from detector.train.forensics import Suspect, explain_nonfinite, explain_out_of_memory, is_finite
+from detector.train.lock import run_lock
 from detector.train.log import RunLog
 from detector.train.memory import keep_freed_memory
 from detector.train.optim import learning_rate_at
@@ -62,12 +63,13 @@ def train(
         task = open_task(config, ranks)
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
-        state = start_run(config, ranks, resume=resume, notes=task.notes)
-        message = _load_weights(state, config, weights)
-        with RunLog(config, start_step=state.step, enabled=ranks.first, progress=progress) as log:
-            for line in (message, *task.describe_data()):
-                log.print(line)
-            return _run(config, state, task, ranks, log)
+        with run_lock(_run_dir(config), ranks):
+            state = start_run(config, ranks, resume=resume, notes=task.notes)
+            message = _load_weights(state, config, weights)
+            with RunLog(config, start_step=state.step, enabled=ranks.first, progress=progress) as log:
+                for line in (message, *task.describe_data()):
+                    log.print(line)
+                return _run(config, state, task, ranks, log)
 
 
 def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunLog) -> dict[str, Any]:

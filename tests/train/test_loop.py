@@ -19,7 +19,9 @@ from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 from detector.models.precision import to_network_input, use_bf16
+from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage, decay_at
+from detector.train.lock import run_lock
 from detector.train.loop import InterruptedRunError, train
 from detector.train.optim import build_optimizer, learning_rate_at
 
@@ -103,6 +105,18 @@ def test_a_signal_during_the_last_evaluation_stops_before_the_report(
     assert not (Path(config.run_dir or "") / "report.html").exists()
     assert "ap50" in train(config, resume=True)
     assert (Path(config.run_dir or "") / "report.html").exists()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tiny: Make) -> None:
+    config = tiny(["train.max_steps=1", "evaluate.every=0", "train.num_workers=0"])
+    run_dir = Path(config.run_dir or "")
+    with run_lock(run_dir, Ranks(0, 1, torch.device("cpu"))):
+        with pytest.raises(InputError, match="another training is running in it; wait for it"):
+            train(config)
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+    assert not run_dir.exists(), "a folder in which nothing came to be goes with its lock"
+    train(config)
+    assert not (run_dir / ".lock").exists()
 
 
 def test_a_run_is_not_overwritten(tiny: Make) -> None:
