@@ -42,7 +42,7 @@ class PlainNeckConfig(Section):
 
 NeckConfig = Annotated[
     Annotated[AttentiveNeckConfig, Tag("kind:attentive")] | Annotated[PlainNeckConfig, Tag("kind:plain")],
-    Discriminator(by_name(efm="kind:attentive", cem="kind:attentive")),
+    Discriminator(by_name({"efm": "kind:attentive", "cem": "kind:attentive"})),
 ]
 
 

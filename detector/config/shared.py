@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ class Section:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
 
-def by_name(**kinds: str) -> Callable[[Any], str | None]:
+def by_name(kinds: Mapping[str, str]) -> Callable[[Any], str | None]:
     """A discriminator that chooses a section's dataclass from its `name`.
 
     Args:
@@ -76,10 +76,12 @@ BackboneConfig = Annotated[
     | Annotated[PlainBackboneConfig, Tag("kind:plain")],
     Discriminator(
         by_name(
-            csppeleenet="kind:csppeleenet",
-            peleenet="kind:peleenet",
-            sparsepeleenet="kind:peleenet",
-            peleenext="kind:peleenet",
+            {
+                "csppeleenet": "kind:csppeleenet",
+                "peleenet": "kind:peleenet",
+                "sparsepeleenet": "kind:peleenet",
+                "peleenext": "kind:peleenet",
+            }
         )
     ),
 ]
