@@ -23,6 +23,8 @@ from detector.data.paths import PathTable
 from detector.errors import InputError
 from detector.structures import Bools, Floats, Ints, Sample
 
+SMALLEST_SIDE = 0.01
+"""Pixels of a box inside the image; float32 cannot tell the sides of smaller ones apart in large images."""
 BORDER_TOLERANCE = 1.0
 """Boxes that extend past the image by at most this many pixels are clipped without a report (rounding)."""
 
@@ -222,7 +224,7 @@ class DatasetBuilder:
             return self.report(where, "zero_size", f"{x2 - x1:g}x{y2 - y1:g} px", "object dropped")
         height, width = self._sizes[-1]
         clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        if min(clipped[2] - clipped[0], clipped[3] - clipped[1]) < SMALLEST_SIDE:
             return self.report(where, "outside", _box_in_image(box_xyxy, height, width), "object dropped")
         kept = box_xyxy
         if clipped != box_xyxy and max(map(abs, map(sub, box_xyxy, clipped))) > BORDER_TOLERANCE:
