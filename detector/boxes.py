@@ -42,6 +42,21 @@ def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
+def best_iou(objects_xyxy: Tensor, predicted_xyxy: Tensor) -> Tensor:
+    """The largest IoU (B, m) of each predicted box (B, m, 4) with any object (B, n, 4) of its image; 0 without objects.
+
+    As `pairwise_iou`, but with each coordinate in memory of its own, which is several times faster.
+    """
+    if not objects_xyxy.shape[1]:
+        return predicted_xyxy.new_zeros(predicted_xyxy.shape[:2])
+    x1, y1, x2, y2 = objects_xyxy.unsqueeze(2).unbind(-1)  # (B, n, 1)
+    left, top, right, bottom = (side.contiguous() for side in predicted_xyxy.unsqueeze(1).unbind(-1))  # (B, 1, m)
+    intersection = (torch.minimum(x2, right) - torch.maximum(x1, left)).clamp_(min=0)  # (B, n, m)
+    intersection *= (torch.minimum(y2, bottom) - torch.maximum(y1, top)).clamp_(min=0)
+    union = ((x2 - x1) * (y2 - y1) + (right - left) * (bottom - top)).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny)).amax(dim=1)
+
+
 def size_iou(first_wh: Tensor, second_wh: Tensor) -> Tensor:
     """IoU (N, M) of box sizes (N, 2) and (M, 2) with one centre; used to match anchors (Darknet `box_iou`)."""
     intersection = torch.minimum(first_wh[:, None], second_wh[None]).prod(-1)  # (N, M)

@@ -3,7 +3,8 @@
 Darknet defines gradients, not a loss; the terms below are functions with exactly those gradients (PAPER section 4):
 sums over all places, divided by the number of images in the whole batch.
 
-Legend: B images, A anchors of a scale, C classes, h, w rows and columns, P positives, n objects.
+Legend: B images, M objects at most in an image, A anchors of a scale, C classes, h, w rows and columns, N = B * M * A
+rows of an assignment, of which some count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from detector.anchors import cell_corners, decode_boxes, encode_boxes, split_raw_map
 from detector.assign import Assignment, assign_targets
-from detector.boxes import elementwise_iou, pairwise_iou
+from detector.boxes import best_iou, elementwise_iou
+
+PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
+"""Boxes of objects times predictions that are compared in one call: what a CPU's cache holds, or 64 MB on a GPU."""
 
 
 class LossTerms(NamedTuple):
@@ -73,15 +77,13 @@ class YoloLoss:
         self.match_threshold = match_threshold
         self.label_smoothing = label_smoothing
 
-    def __call__(
-        self, raw_maps: Sequence[Tensor], boxes_xyxy: Sequence[Tensor], labels: Sequence[Tensor], *, batch_size: int
-    ) -> LossTerms:
+    def __call__(self, raw_maps: Sequence[Tensor], boxes_xyxy: Tensor, labels: Tensor, *, batch_size: int) -> LossTerms:
         """The terms for these images, divided by `batch_size`.
 
         Args:
             raw_maps: (B, A * (5 + C), h, w) for each scale.
-            boxes_xyxy: B tensors (n_i, 4), input pixels, of positive size.
-            labels: B tensors (n_i,) int64.
+            boxes_xyxy: (B, M, 4), input pixels, of positive size where there is an object.
+            labels: (B, M) int64, -1 where there is no object.
             batch_size: images of the whole optimiser step (B times subdivisions).
         """
         size_hw = (raw_maps[0].shape[2] * self.strides[0], raw_maps[0].shape[3] * self.strides[0])
@@ -97,45 +99,44 @@ class YoloLoss:
         box, objectness, classification = [], [], []
         for scale, (raw_map, assignment) in enumerate(zip(raw_maps, assignments, strict=True)):
             raw = split_raw_map(raw_map, self.anchors_wh.shape[1])  # (B, A, h, w, 5 + C)
-            positives = raw[assignment.image, assignment.anchor, assignment.row, assignment.column]  # (P, 5 + C)
-            box.append(self._box_term(positives, assignment, scale, size_hw))
+            found = raw[assignment.image, assignment.anchor, assignment.row, assignment.column]  # (N, 5 + C)
+            found = torch.where(assignment.positive[:, None], found, 0)  # the rest has neither loss nor gradient
+            box.append(self._box_term(found, assignment, scale, size_hw))
             objectness.append(self._objectness_term(raw, assignment, boxes_xyxy, scale))
-            classification.append(self._class_term(positives, assignment))
+            classification.append(self._class_term(found, assignment))
         return LossTerms(
-            box=self.box_weight * sum(box, torch.zeros(())) / batch_size,
-            objectness=self.objectness_weight * sum(objectness, torch.zeros(())) / batch_size,
-            classification=self.class_weight * sum(classification, torch.zeros(())) / batch_size,
+            box=self.box_weight * torch.stack(box).sum() / batch_size,
+            objectness=self.objectness_weight * torch.stack(objectness).sum() / batch_size,
+            classification=self.class_weight * torch.stack(classification).sum() / batch_size,
         )
 
-    def _box_term(self, positives: Tensor, assignment: Assignment, scale: int, size_hw: tuple[int, int]) -> Tensor:
+    def _box_term(self, found: Tensor, assignment: Assignment, scale: int, size_hw: tuple[int, int]) -> Tensor:
         """mse: gradients (2 - w h) * (sigmoid(t) - target) for the centre and (2 - w h) * (t - target) for the size."""
-        cells_xy = torch.stack((assignment.column, assignment.row), dim=1)  # (P, 2)
-        anchors = self.anchors_wh[scale][assignment.anchor]  # (P, 2)
+        cells_xy = torch.stack((assignment.column, assignment.row), dim=1)  # (N, 2)
+        anchors = self.anchors_wh[scale][assignment.anchor]  # (N, 2)
         stride, scale_xy = self.strides[scale], self.scale_xy[scale]
         if self.box != "mse":
             # Unlike Darknet, the gradient passes through the sigmoid, as autograd computes it for this loss.
-            predicted = decode_boxes(positives[:, :4], cells_xy, anchors, stride=stride, scale_xy=scale_xy)
+            predicted = decode_boxes(found[:, :4], cells_xy, anchors, stride=stride, scale_xy=scale_xy)
             target = assignment.boxes_xyxy.to(predicted.dtype)
-            return (1 - elementwise_iou(predicted, target, kind=self.box)).sum()
+            return torch.where(assignment.positive, 1 - elementwise_iou(predicted, target, kind=self.box), 0).sum()
         centre, size = encode_boxes(assignment.boxes_xyxy, cells_xy, anchors, stride=stride, scale_xy=scale_xy)
         extent = assignment.boxes_xyxy[:, 2:] - assignment.boxes_xyxy[:, :2]
-        small_object_weight = (2 - extent.prod(dim=1) / (size_hw[0] * size_hw[1]))[:, None]  # (P, 1)
+        weight = 2 - extent.prod(dim=1) / (size_hw[0] * size_hw[1])  # small objects count more
+        weight = torch.where(assignment.positive, weight, 0)[:, None]  # (N, 1)
         centre_loss = binary_cross_entropy_with_logits(
-            positives[:, :2], centre.to(positives.dtype), small_object_weight * scale_xy, reduction="sum"
+            found[:, :2], centre.to(found.dtype), weight * scale_xy, reduction="sum"
         )
-        return centre_loss + (small_object_weight * (positives[:, 2:4] - size).pow(2)).sum() / 2
+        return centre_loss + (weight * (found[:, 2:4] - size).pow(2)).sum() / 2
 
-    def _objectness_term(self, raw: Tensor, assignment: Assignment, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
+    def _objectness_term(self, raw: Tensor, assignment: Assignment, boxes_xyxy: Tensor, scale: int) -> Tensor:
         """Pushes positives towards 1, the rest towards 0, except predictions that overlap an object well enough."""
-        target = torch.zeros_like(raw[..., 4])  # (B, A, h, w)
-        weight = self._punished_background(raw.detach(), boxes_xyxy, scale)
-        place = (assignment.image, assignment.anchor, assignment.row, assignment.column)
-        target[place] = 1
-        weight[place] = 1
+        counts = assignment.is_object | self._is_background(raw.detach(), boxes_xyxy, scale)  # (B, A, h, w)
+        target, weight = assignment.is_object.to(raw.dtype), counts.to(raw.dtype)
         return binary_cross_entropy_with_logits(raw[..., 4], target, weight, reduction="sum")
 
-    def _punished_background(self, raw: Tensor, boxes_xyxy: Sequence[Tensor], scale: int) -> Tensor:
-        """(B, A, h, w): 0 where a prediction's IoU with any object exceeds the ignore threshold, else 1."""
+    def _is_background(self, raw: Tensor, boxes_xyxy: Tensor, scale: int) -> Tensor:
+        """(B, A, h, w) bool: false where a prediction's IoU with any object exceeds the ignore threshold."""
         batch, num_anchors, height, width, _ = raw.shape
         predicted = decode_boxes(
             raw[..., :4],
@@ -143,15 +144,15 @@ class YoloLoss:
             self.anchors_wh[scale][:, None, None],
             stride=self.strides[scale],
             scale_xy=self.scale_xy[scale],
-        )  # (B, A, h, w, 4)
-        weight = torch.ones(batch, num_anchors, height, width, dtype=raw.dtype, device=raw.device)
-        for index, boxes in enumerate(boxes_xyxy):
-            if len(boxes):
-                iou = pairwise_iou(boxes.to(raw.dtype), predicted[index].reshape(-1, 4))  # (n, A * h * w)
-                weight[index] = (iou.amax(dim=0) <= self.ignore_threshold).view(num_anchors, height, width)
-        return weight
+        ).view(batch, -1, 4)  # (B, A * h * w, 4)
+        pairs = max(boxes_xyxy.shape[1] * predicted.shape[1], 1)  # of one image
+        chunk = max(PAIRS_AT_ONCE[raw.device.type] // pairs, 1)
+        parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
+        best = [best_iou(boxes_xyxy[part].to(raw.dtype), predicted[part]) for part in parts]  # (b, A * h * w) each
+        return (torch.cat(best) <= self.ignore_threshold).view(batch, num_anchors, height, width)
 
-    def _class_term(self, positives: Tensor, assignment: Assignment) -> Tensor:
+    def _class_term(self, found: Tensor, assignment: Assignment) -> Tensor:
         smoothing = self.label_smoothing
-        target = assignment.classes.to(positives) * (1 - smoothing) + smoothing / 2  # (P, C)
-        return binary_cross_entropy_with_logits(positives[:, 5:], target, reduction="sum")
+        target = assignment.classes.to(found) * (1 - smoothing) + smoothing / 2  # (N, C)
+        weight = assignment.positive[:, None].to(found.dtype)  # (N, 1)
+        return binary_cross_entropy_with_logits(found[:, 5:], target, weight, reduction="sum")

@@ -2,7 +2,7 @@
 
 There is one internal box format: xyxy, float32, in pixels. Each container checks itself when created.
 
-Legend: H, W height and width in pixels; n objects; B images in a batch.
+Legend: H, W height and width in pixels; n objects; B images in a batch, M objects at most in one of them.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class Batch:
 
     Attributes:
         images: (B, 3, H, W) uint8 RGB; scaled to [0, 1] on the device.
-        boxes_xyxy: B tensors (n_i, 4) float32, pixels of the network input.
-        labels: B tensors (n_i,) int64.
+        boxes_xyxy: (B, M, 4) float32, pixels of the network input; M = objects in the image that has most.
+        labels: (B, M) int64, -1 where an image has no further object.
         image_ids: B names for messages.
     """
 
     images: torch.Tensor
-    boxes_xyxy: list[torch.Tensor]
-    labels: list[torch.Tensor]
+    boxes_xyxy: torch.Tensor
+    labels: torch.Tensor
     image_ids: list[int | str]
 
     def __post_init__(self) -> None:
@@ -77,27 +77,26 @@ class Batch:
                 f"Batch.images: expected uint8 (B, 3, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
             )
         count = len(self.images)
-        if not (len(self.boxes_xyxy) == len(self.labels) == len(self.image_ids) == count):
+        if len(self.image_ids) != count:
+            raise ValueError(f"Batch.image_ids: expected {count}, got {len(self.image_ids)}")
+        if self.labels.ndim != 2 or len(self.labels) != count or self.labels.dtype != torch.int64:
             raise ValueError(
-                f"Batch: {count} images, but {len(self.boxes_xyxy)} box lists, {len(self.labels)} label lists, "
-                f"{len(self.image_ids)} ids"
+                f"Batch.labels: expected int64 ({count}, M), got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
-        for boxes, labels in zip(self.boxes_xyxy, self.labels, strict=True):
-            if labels.ndim != 1 or labels.dtype != torch.int64:
-                raise ValueError(f"Batch.labels: expected int64 (n,), got {labels.dtype} {tuple(labels.shape)}")
-            if tuple(boxes.shape) != (len(labels), 4) or boxes.dtype != torch.float32:
-                raise ValueError(
-                    f"Batch.boxes_xyxy: expected float32 ({len(labels)}, 4), got {boxes.dtype} {tuple(boxes.shape)}"
-                )
+        if self.boxes_xyxy.shape != (*self.labels.shape, 4) or self.boxes_xyxy.dtype != torch.float32:
+            raise ValueError(
+                f"Batch.boxes_xyxy: expected float32 {(*self.labels.shape, 4)}, got {self.boxes_xyxy.dtype} "
+                f"{tuple(self.boxes_xyxy.shape)}"
+            )
+
+    def objects(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The boxes (n, 4) and labels (n,) of one image."""
+        here = self.labels[index] >= 0
+        return self.boxes_xyxy[index][here], self.labels[index][here]
 
     def pin_memory(self) -> Batch:
         """The same in page-locked memory, from which a GPU copies while it computes; called by PyTorch's loader."""
-        return Batch(
-            self.images.pin_memory(),
-            [boxes.pin_memory() for boxes in self.boxes_xyxy],
-            [labels.pin_memory() for labels in self.labels],
-            self.image_ids,
-        )
+        return Batch(self.images.pin_memory(), self.boxes_xyxy.pin_memory(), self.labels.pin_memory(), self.image_ids)
 
 
 def _no_boxes() -> Floats:

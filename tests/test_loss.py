@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
 
 from detector.loss import LossTerms, YoloLoss
 
@@ -23,12 +26,8 @@ def make_loss(**options: object) -> YoloLoss:
 
 
 def run(loss: YoloLoss, raw: Tensor, boxes: list[list[float]], labels: list[int], *, batch_size: int = 1) -> LossTerms:
-    return loss(
-        [raw],
-        [torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)],
-        [torch.tensor(labels, dtype=torch.int64)],
-        batch_size=batch_size,
-    )
+    targets = torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 4)
+    return loss([raw], targets, torch.tensor([labels], dtype=torch.int64), batch_size=batch_size)
 
 
 def raw_map(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -120,3 +119,102 @@ def test_gradcheck(kind: str) -> None:
     loss = make_loss(box=kind, anchors_wh=torch.tensor([[ANCHOR]], dtype=torch.float64))
     raw = (raw_map(4, torch.float64) * 0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: run(loss, x, [BOX], [1]).total(), raw)
+
+
+ANCHORS = torch.tensor([[[8.0, 8.0], [20.0, 10.0]], [[20.0, 10.0], [60.0, 40.0]]], dtype=torch.float64)
+OVERLAP = {"giou": generalized_box_iou, "diou": distance_box_iou, "ciou": complete_box_iou}
+Objects = list[tuple[Tensor, int]]
+
+
+def responsible(loss: YoloLoss, objects: Objects, scale: int) -> dict[tuple[int, int, int], tuple[Tensor, set[int]]]:
+    """Which (anchor, row, column) of a scale answers for which box and classes, object by object."""
+    answers: dict[tuple[int, int, int], tuple[Tensor, set[int]]] = {}
+    anchors = loss.anchors_wh.view(-1, 2)
+    for box, label in objects:
+        size = (box[2:] - box[:2]).expand_as(anchors)
+        shared = torch.minimum(size, anchors).prod(1)
+        iou = shared / (size.prod(1) + anchors.prod(1) - shared)
+        best = anchors[iou.argmax()]
+        for index, anchor in enumerate(loss.anchors_wh[scale]):
+            if torch.equal(anchor, best) or iou[scale * 2 + index] > loss.match_threshold:
+                column, row = ((box[:2] + box[2:]) / 2 / loss.strides[scale]).long().tolist()
+                _, classes = answers.get((index, row, column), (box, set()))
+                answers[index, row, column] = (box, classes | {label})
+    return answers
+
+
+def loss_by_loops(loss: YoloLoss, raw_maps: list[Tensor], images: list[Objects], size_hw: tuple[int, int]) -> LossTerms:
+    """The loss as the paper says it, one place after the other."""
+    box_term = objectness = classification = torch.zeros((), dtype=torch.float64)
+    for scale, stride in enumerate(loss.strides):
+        _, _, height, width = raw_maps[scale].shape
+        ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        for image, objects in enumerate(images):
+            raw = raw_maps[scale][image].view(2, -1, height, width).permute(0, 2, 3, 1)  # (A, h, w, 5 + C)
+            centre = (raw[..., :2].sigmoid() - 0.5) * loss.scale_xy[scale] + 0.5 + torch.stack((xs, ys), dim=-1)
+            size = raw[..., 2:4].exp() * loss.anchors_wh[scale][:, None, None]
+            decoded = torch.cat((centre * stride - size / 2, centre * stride + size / 2), dim=-1)  # (A, h, w, 4)
+            target, counts = torch.zeros(2, height, width).double(), torch.ones(2, height, width).double()
+            if objects:
+                boxes = torch.stack([box for box, _ in objects])
+                best = box_iou(decoded.detach().view(-1, 4), boxes).amax(1).view_as(counts)
+                counts[best > loss.ignore_threshold] = 0
+            for place, (box, classes) in responsible(loss, objects, scale).items():
+                target[place] = counts[place] = 1
+                if loss.box == "mse":
+                    weight = 2 - (box[2:] - box[:2]).prod() / (size_hw[0] * size_hw[1])
+                    cell = torch.tensor([place[2], place[1]])
+                    offset = ((box[:2] + box[2:]) / 2 / stride - cell - 0.5) / loss.scale_xy[scale] + 0.5
+                    log_size = ((box[2:] - box[:2]) / loss.anchors_wh[scale, place[0]]).log()
+                    cross_entropy = binary_cross_entropy_with_logits(raw[place][:2], offset, reduction="sum")
+                    squares = (raw[place][2:4] - log_size).pow(2).sum()
+                    box_term = box_term + weight * (loss.scale_xy[scale] * cross_entropy + squares / 2)
+                else:
+                    box_term = box_term + 1 - OVERLAP[loss.box](decoded[place][None], box[None]).squeeze()
+                wanted = torch.zeros(loss.num_classes, dtype=torch.float64)
+                wanted[list(classes)] = 1
+                wanted = wanted * (1 - loss.label_smoothing) + loss.label_smoothing / 2
+                classification = classification + binary_cross_entropy_with_logits(
+                    raw[place][5:], wanted, reduction="sum"
+                )
+            objectness = objectness + binary_cross_entropy_with_logits(raw[..., 4], target, counts, reduction="sum")
+    return LossTerms(box_term / len(images), objectness / len(images), classification / len(images))
+
+
+def random_objects(generator: torch.Generator, size_hw: tuple[int, int]) -> Objects:
+    count = int(torch.randint(0, 6, (), generator=generator))
+    size_wh = torch.tensor([size_hw[1], size_hw[0]])
+    corners = torch.rand(count, 2, 2, generator=generator, dtype=torch.float64) * (size_wh - 2)
+    boxes = torch.cat((corners.amin(1), corners.amax(1) + 1), dim=1).float().double()
+    labels = torch.randint(0, 3, (count,), generator=generator).tolist()
+    return [*zip(boxes, labels, strict=True)] * (1 + (count == 1))  # two objects in one place
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_loss_equals_its_loops(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size_hw = [(32, 48), (64, 32), (48, 48)][seed % 3]
+    images = [random_objects(generator, size_hw) for _ in range(3)]
+    loss = YoloLoss(
+        anchors_wh=ANCHORS,
+        strides=(8, 16),
+        num_classes=3,
+        scale_xy=(1.1, 1.0),
+        box=["mse", "giou", "diou", "ciou"][seed % 4],
+        ignore_threshold=[0.3, 0.7][seed % 2],
+        match_threshold=[0.3, 1.0][seed // 2 % 2],
+        label_smoothing=[0.0, 0.1][seed // 4 % 2],
+    )
+    maps = [torch.randn(3, 16, size_hw[0] // s, size_hw[1] // s, generator=generator).double() for s in (8, 16)]
+    ours, loops = ([each.clone().requires_grad_() for each in maps] for _ in range(2))
+    boxes = [torch.stack([box for box, _ in image]) if image else torch.zeros(0, 4).double() for image in images]
+    labels = [torch.tensor([label for _, label in image], dtype=torch.int64) for image in images]
+    found = loss(ours, pad_sequence(boxes, True).float(), pad_sequence(labels, True, -1), batch_size=3)
+    expected = loss_by_loops(loss, loops, images, size_hw)
+    assert [float(term.detach()) for term in found] == pytest.approx(
+        [float(term.detach()) for term in expected], rel=1e-6
+    )
+    found.total().backward()  # type: ignore[no-untyped-call]
+    expected.total().backward()  # type: ignore[no-untyped-call]
+    for one, other in zip(ours, loops, strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-6)  # type: ignore[arg-type]

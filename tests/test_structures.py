@@ -25,14 +25,14 @@ def test_sample_refuses_what_does_not_fit() -> None:
 
 def test_batch_and_detections_refuse_what_does_not_fit() -> None:
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="1 images, but 0 box lists"):
-        Batch(images, [], [], [])
+    with pytest.raises(ValueError, match=r"Batch.image_ids: expected 1, got 0"):
+        Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0), [])
     with pytest.raises(ValueError, match="expected uint8"):
-        Batch(images.float(), [torch.zeros(0, 4)], [torch.zeros(0)], ["a"])
-    with pytest.raises(ValueError, match=r"Batch.labels: expected int64 \(n,\), got torch.float32 \(2,\)"):
-        Batch(images, [torch.zeros(2, 4)], [torch.zeros(2)], ["a"])
-    with pytest.raises(ValueError, match=r"Batch.boxes_xyxy: expected float32 \(2, 4\), got torch.float32 \(5, 3\)"):
-        Batch(images, [torch.zeros(5, 3)], [torch.zeros(2, dtype=torch.int64)], ["a"])
+        Batch(images.float(), torch.zeros(1, 0, 4), torch.zeros(1, 0), ["a"])
+    with pytest.raises(ValueError, match=r"Batch.labels: expected int64 \(1, M\), got torch.float32 \(1, 2\)"):
+        Batch(images, torch.zeros(1, 2, 4), torch.zeros(1, 2), ["a"])
+    with pytest.raises(ValueError, match=r"boxes_xyxy: expected float32 \(1, 2, 4\), got torch.float32 \(1, 5, 3\)"):
+        Batch(images, torch.zeros(1, 5, 3), torch.zeros(1, 2, dtype=torch.int64), ["a"])
 
 
 @pytest.mark.parametrize(

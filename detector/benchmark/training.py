@@ -24,7 +24,8 @@ from detector.data.dataset import DetectionDataset
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.inference.build import build_network
-from detector.models.precision import autocast, to_network_input, use_bf16
+from detector.loss import LossTerms
+from detector.models.precision import autocast, compute_dtype, to_network_input
 from detector.structures import Batch
 from detector.train.detection import build_loss, loss_terms
 from detector.train.forensics import is_finite
@@ -91,7 +92,7 @@ def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
         rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
     """
     seconds: dict[str, list[float]] = {"fp32": [], "ours": []}
-    peak, dtype = 0.0, torch.bfloat16 if use_bf16(config.train.precision) else torch.float32
+    peak, dtype = 0.0, compute_dtype(config.train.precision, torch.device("cpu"))
     with _steps_in_a_process(config, plain=True) as fp32, _steps_in_a_process(config, plain=False) as ours:
         for number in range(rounds + 2):
             peak = max(peak, matrix_product_gflops(dtype))
@@ -155,7 +156,11 @@ def _answer_with_steps(pipe: Connection, config: DetectConfig, plain: bool, num_
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which closes the pipe
     try:
         torch.set_num_threads(num_threads)
-        step = _plain_step(config) if plain else _our_step(config)
+        if plain:
+            step = _plain_step(config)
+        else:
+            keep_freed_memory()
+            step = training_step(config, torch.device("cpu"))
         while pipe.recv():
             started = time.perf_counter()
             step()
@@ -166,26 +171,29 @@ def _answer_with_steps(pipe: Connection, config: DetectConfig, plain: bool, num_
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _our_step(config: DetectConfig) -> Callable[[], None]:
-    """What the training loop computes in a step."""
-    keep_freed_memory()
-    device = torch.device("cpu")
+def training_step(config: DetectConfig, device: torch.device) -> Callable[[], Any]:
+    """A function that computes what the training loop computes in a step, and returns the loss terms (T,)."""
     state = fresh_state(config, device)
     loss_of, batch = loss_terms(config, state.network, device), random_batch(config)
 
-    def step() -> None:
+    def step() -> Any:
         state.optimizer.zero_grad(set_to_none=True)
+        totals, healthy = torch.zeros(len(LossTerms._fields), dtype=torch.float64, device=device), []
         for _ in range(config.train.subdivisions):
             with autocast(device, config.train.precision):
                 raw_maps = state.network(to_network_input(batch.images, device))
             loss = loss_of(raw_maps, batch)
             loss.sum().backward()  # type: ignore[no-untyped-call]
-            if not is_finite(loss, state.network):
-                raise InputError("the loss or a gradient is not finite")
+            totals += loss.detach()
+            healthy.append(is_finite(loss, state.network))
+        *terms, num_healthy = torch.cat((totals, torch.stack(healthy).sum()[None])).tolist()
+        if num_healthy < len(healthy):
+            raise InputError("the loss or a gradient is not finite")
         state.optimizer.step()
         if state.ema is not None:
             state.ema.update(state.network, state.step)
         state.step += 1
+        return terms
 
     return step
 
@@ -220,8 +228,8 @@ def random_batch(config: DetectConfig, objects: int = 15) -> Batch:
         images=torch.randint(256, (count, height, width, 3), dtype=torch.uint8, generator=generator).permute(
             0, 3, 1, 2
         ),
-        boxes_xyxy=list(torch.cat((corner, corner + extent), dim=2)),
-        labels=list(labels),
+        boxes_xyxy=torch.cat((corner, corner + extent), dim=2),
+        labels=labels,
         image_ids=list(range(count)),
     )
 

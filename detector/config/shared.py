@@ -147,7 +147,9 @@ class TrainConfig(Section):
         nesterov: Nesterov momentum.
         weight_decay: applies to convolution weights only.
         ema_decay: decay of the averaged weights that are evaluated and released; 0 = no averaging.
-        precision: fp32 | bf16 | auto (bf16 where the processor computes it natively).
+        precision: fp32 | tf32 (GPUs) | fp16 (GPUs) | bf16 | auto (bf16 where the processor or GPU computes it natively,
+            else fp16 on a GPU and fp32 on a CPU).
+        deterministic: on a GPU, the same bits in every run; slower. On a CPU they always are the same.
         num_workers: processes that read and augment; changes only the speed.
         sync_batchnorm: with several processes, normalise with the statistics of all their images.
         log_every: steps between two lines of metrics.jsonl.
@@ -167,7 +169,8 @@ class TrainConfig(Section):
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4
     ema_decay: BelowOne = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    deterministic: bool = False
     num_workers: Natural = 1
     sync_batchnorm: bool = False
     log_every: Count = 10

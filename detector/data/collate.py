@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from detector.structures import Batch, Sample
 
@@ -18,7 +19,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     return Batch(
         images=images,  # (B, 3, H, W)
-        boxes_xyxy=[torch.from_numpy(sample.boxes_xyxy[~sample.crowd]) for sample in samples],
-        labels=[torch.from_numpy(sample.labels[~sample.crowd]) for sample in samples],
+        boxes_xyxy=pad_sequence([torch.from_numpy(sample.boxes_xyxy[~sample.crowd]) for sample in samples], True),
+        labels=pad_sequence([torch.from_numpy(sample.labels[~sample.crowd]) for sample in samples], True, -1),
         image_ids=[sample.image_id for sample in samples],
     )

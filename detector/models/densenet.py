@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.models.csp import partial_stage
 from detector.models.interface import Backbone
-from detector.models.layers import ConvBN, concatenate, upsample2
+from detector.models.layers import ConvBN, Upsample2, concatenate
 
 GROWTH = 32
 BOTTLENECK = 4 * GROWTH
@@ -35,7 +35,7 @@ class ElasticLayer(nn.Module):
             nn.MaxPool2d(2),
             ConvBN(channels, half, 1, activation=activation),
             ConvBN(half, GROWTH, 3, activation=activation),
-            upsample2(),
+            Upsample2(),
         )
 
     def forward(self, x: Tensor) -> Tensor:

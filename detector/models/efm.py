@@ -18,9 +18,9 @@ from detector.models.layers import (
     ConvBN,
     SpatialAttention,
     SpatialPyramidPooling,
+    Upsample2,
     compress,
     concatenate,
-    upsample2,
 )
 
 
@@ -55,7 +55,7 @@ class ExactFusionModel(Neck):
         def attend(channels: int) -> nn.Module:
             return SpatialAttention(channels) if attention == "sam" else nn.Identity()
 
-        self.up = upsample2()
+        self.up = Upsample2()
         self.maxout_c2, self.maxout_c3, self.maxout_c4 = (
             compress(channels, width, activation) for channels, width in zip(in_channels, (32, 64, 128), strict=False)
         )

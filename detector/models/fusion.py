@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detector.models.interface import Neck
-from detector.models.layers import ConvBN, SpatialAttention, compress, concatenate, upsample2
+from detector.models.layers import ConvBN, SpatialAttention, Upsample2, compress, concatenate
 
 
 def global_context(in_channels: int, out_channels: int, activation: str) -> nn.Sequential:
@@ -41,13 +41,13 @@ class GlobalFusionModel(Neck):
         self.maxout_c2, self.maxout_c3, self.maxout_c4 = (
             compress(channels, width, activation) for channels, width in zip(in_channels, (32, 64, 128), strict=False)
         )
-        self.up = upsample2()
+        self.up = Upsample2()
         self.lateral5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), conv(256, 128, 1))
         self.context = global_context(in_channels[3], 128, activation)
         self.down3 = conv(64, 64, 3, 2)
         self.down2 = nn.Sequential(conv(32, 64, 3, 2), conv(64, 64, 3, 2))
         self.gather = nn.Sequential(conv(512, 128, 1), conv(128, 128, 3))
-        self.fuse3 = nn.Sequential(conv(128, 64, 1), upsample2(), conv(64, 64, 3))
+        self.fuse3 = nn.Sequential(conv(128, 64, 1), Upsample2(), conv(64, 64, 3))
         self.next4 = conv(64, 128, 3, 2)
         self.fuse4 = nn.Sequential(conv(256, 128, 1), conv(128, 128, 3))
         self.next5 = conv(128, 128, 3, 2)
@@ -89,7 +89,7 @@ class ContextEnhancement(Neck):
             return SpatialAttention(256) if attention == "sam" else nn.Identity()
 
         self.local4 = conv(in_channels[2], 256, 1)
-        self.local5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), upsample2())
+        self.local5 = nn.Sequential(conv(in_channels[3], 256, 1), conv(256, 256, 3), Upsample2())
         self.context = global_context(in_channels[3], 256, activation)
         self.attend4 = attend()
         self.fuse4 = nn.Sequential(conv(256, 128, 1), conv(128, 128, 3))

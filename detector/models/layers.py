@@ -185,9 +185,17 @@ def run_stages(stages: nn.ModuleList, x: Tensor) -> tuple[Tensor, ...]:
     return tuple(maps)
 
 
-def upsample2() -> nn.Module:
+class Upsample2(nn.Upsample):
     """(B, C, H, W) -> (B, C, 2H, 2W), nearest neighbour (Darknet `upsample`)."""
-    return nn.Upsample(scale_factor=2, mode="nearest")
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2, mode="nearest")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cuda":
+            return super().forward(x)
+        with torch.autocast("cuda", enabled=False):  # which would copy the pixels as float32
+            return super().forward(x)
 
 
 def init_weights(network: nn.Module) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detector.models.interface import Neck
-from detector.models.layers import ACTIVATIONS, ConvBN, add_first_channels, upsample2
+from detector.models.layers import ACTIVATIONS, ConvBN, Upsample2, add_first_channels
 
 
 class PartialResidualStep(nn.Module):
@@ -24,7 +24,7 @@ class PartialResidualStep(nn.Module):
 
     def __init__(self, in_channels: int, activation: str) -> None:
         super().__init__()
-        self.up = nn.Sequential(ConvBN(in_channels, 128, 1, activation=activation), upsample2())
+        self.up = nn.Sequential(ConvBN(in_channels, 128, 1, activation=activation), Upsample2())
         self.conv = ConvBN(128, 128, 3, activation=activation)
         self.activation = ACTIVATIONS[activation]()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detector.models.interface import Neck
-from detector.models.layers import ConvBN, SpatialPyramidPooling, concatenate, upsample2
+from detector.models.layers import ConvBN, SpatialPyramidPooling, Upsample2, concatenate
 
 
 def alternating(in_channels: int, width: int, count: int, activation: str) -> list[nn.Module]:
@@ -51,7 +51,7 @@ class Yolov3Pyramid(Neck):
         laterals, ups = [first], []
         for scale in (1, 0):
             width = widths[scale]
-            ups.append(nn.Sequential(ConvBN(widths[scale + 1], width, 1, activation=activation), upsample2()))
+            ups.append(nn.Sequential(ConvBN(widths[scale + 1], width, 1, activation=activation), Upsample2()))
             laterals.append(nn.Sequential(*alternating(width + in_channels[scale + 1], width, 5, activation)))
         self.laterals, self.ups = nn.ModuleList(laterals), nn.ModuleList(ups)
         self.expands = nn.ModuleList(ConvBN(width, 2 * width, 3, activation=activation) for width in widths[::-1])
@@ -88,9 +88,9 @@ class PathAggregation(Neck):
             SpatialPyramidPooling(),
             *alternating(2048, 512, 3, activation),
         )
-        self.up4, self.lateral4 = nn.Sequential(conv(512, 256, 1), upsample2()), conv(in_channels[2], 256, 1)
+        self.up4, self.lateral4 = nn.Sequential(conv(512, 256, 1), Upsample2()), conv(in_channels[2], 256, 1)
         self.pyramid4 = convs(512, 256, 5)
-        self.up3, self.lateral3 = nn.Sequential(conv(256, 128, 1), upsample2()), conv(in_channels[1], 128, 1)
+        self.up3, self.lateral3 = nn.Sequential(conv(256, 128, 1), Upsample2()), conv(in_channels[1], 128, 1)
         self.pyramid3 = convs(256, 128, 5)
         self.expand3 = conv(128, 256, 3)
         self.down4, self.path4, self.expand4 = conv(128, 256, 3, 2), convs(512, 256, 5), conv(256, 512, 3)
@@ -116,7 +116,7 @@ class TinyPyramid(Neck):
         super().__init__()
         self.enter = ConvBN(in_channels[3], 256, 1, activation=activation)
         self.expand5 = ConvBN(256, 512, 3, activation=activation)
-        self.up = nn.Sequential(ConvBN(256, 128, 1, activation=activation), upsample2())
+        self.up = nn.Sequential(ConvBN(256, 128, 1, activation=activation), Upsample2())
         self.expand4 = ConvBN(128 + in_channels[2], 256, 3, activation=activation)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ class PeleeNetYolo(Neck):
         self.out_channels = (joined + 128, 256)
         self.enter = ConvBN(in_channels[3], 256, 1, activation=activation)
         self.conv5 = ConvBN(256, 256, 3, activation=activation)
-        self.up = nn.Sequential(ConvBN(256, 128, 1, activation=activation), upsample2())
+        self.up = nn.Sequential(ConvBN(256, 128, 1, activation=activation), Upsample2())
         self.conv4 = ConvBN(joined, 128, 3, activation=activation)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:

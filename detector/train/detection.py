@@ -109,8 +109,8 @@ def loss_terms(config: DetectConfig, network: nn.Module, device: torch.device) -
     def compute(raw_maps: list[Tensor], batch: Batch) -> Tensor:
         terms = loss(
             [raw_map.float() for raw_map in raw_maps],
-            [boxes.to(device, non_blocking=True) for boxes in batch.boxes_xyxy],
-            [labels.to(device, non_blocking=True) for labels in batch.labels],
+            batch.boxes_xyxy.to(device, non_blocking=True),
+            batch.labels.to(device, non_blocking=True),
             batch_size=config.train.batch_size,
         )
         return torch.stack(terms)  # (T,)

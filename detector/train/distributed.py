@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from detector.errors import InputError
+
 _T = TypeVar("_T")
 
 
@@ -100,13 +102,20 @@ class Ranks:
 def join_ranks() -> Iterator[Ranks]:
     """The processes that torchrun started (NCCL on GPUs, gloo otherwise), or this one alone.
 
-    The CUDA path has not been run yet.
+    Raises:
+        InputError: more processes than GPUs.
     """
     on_gpu = torch.cuda.is_available()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield Ranks(0, 1, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if on_gpu and int(os.environ["LOCAL_WORLD_SIZE"]) > gpus:
+        raise InputError(
+            f"{os.environ['LOCAL_WORLD_SIZE']} processes for {gpus} GPU{'s' * (gpus > 1)}: start torchrun with "
+            f"--nproc-per-node {gpus}"
+        )
+    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=1))

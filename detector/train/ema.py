@@ -19,10 +19,11 @@ class ExponentialMovingAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Moves the average towards the network after step `step` (counted from 0)."""
         decay = decay_at(step, self.decay)
-        for average, current in zip(self.average.state_dict().values(), network.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
+        pairs = list(zip(self.average.state_dict().values(), network.state_dict().values(), strict=True))
+        averages, currents = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+        for average, current in pairs:
+            if not average.is_floating_point():
                 average.copy_(current)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from detector.config import RunConfig
 from detector.data.coco_file import coco_annotation, coco_categories
 from detector.errors import InputError
-from detector.models.precision import autocast, to_network_input, use_bf16
+from detector.models.precision import autocast, compute_dtype, to_network_input
 from detector.structures import Batch
 from detector.train.distributed import Ranks
 from detector.train.state import RunState
@@ -27,17 +27,17 @@ from detector.train.task import AnyBatch
 
 @dataclass(frozen=True)
 class Suspect:
-    """A part of a step with a value that is not finite: its batch, and its loss terms (T,)."""
+    """A part of a step, which may hold a value that is not finite: its batch, and its loss terms (T,)."""
 
     batch: AnyBatch
     loss: Tensor
 
 
-def is_finite(loss: Tensor, network: nn.Module) -> bool:
-    """Whether the loss terms and all gradients are finite; cheap: one norm over all gradients."""
+def is_finite(loss: Tensor, network: nn.Module) -> Tensor:
+    """Whether the loss terms and all gradients are finite, a bool on their device; cheap: a norm of each gradient."""
     gradients = [value.grad for value in network.parameters() if value.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
-    return bool(torch.isfinite(loss).all() and torch.isfinite(norms).all())
+    return torch.isfinite(torch.cat((loss.detach(), norms))).all()
 
 
 def explain_nonfinite(
@@ -131,7 +131,8 @@ def save_batch(folder: Path, batch: Batch, class_names: tuple[str, ...]) -> None
         height, width = image.shape[:2]
         record = {"id": number + 1, "file_name": name, "height": height, "width": width}
         images.append({**record, "source": batch.image_ids[number]})
-        for box, label in zip(batch.boxes_xyxy[number].tolist(), batch.labels[number].tolist(), strict=True):
+        boxes, labels = batch.objects(number)
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             annotations.append(coco_annotation(len(annotations), image=number, label=label, box_xyxy=box))
     content = {"images": images, "annotations": annotations, "categories": coco_categories(class_names)}
     (folder / "instances.json").write_text(json.dumps(content), encoding="utf-8")
@@ -151,7 +152,8 @@ def explain_out_of_memory(config: RunConfig, ranks: Ranks) -> Iterator[None]:
             raise
         settings = config.train
         advice = subdivisions_advice(settings.batch_size // ranks.size, settings.subdivisions)
-        precision = "" if use_bf16(settings.precision) else "; train.precision=bf16 halves the feature maps"
+        full = compute_dtype(settings.precision, ranks.device) == torch.float32
+        precision = "; train.precision=bf16 halves the feature maps" if full else ""
         raise InputError(f"out of memory with {advice}{precision}") from error
 
 

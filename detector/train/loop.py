@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detector.config import ClassifyConfig, RunConfig
 from detector.data.loader import explain_lost_workers
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.errors import InputError
-from detector.models.precision import autocast, to_network_input
+from detector.models.precision import autocast, gpu_arithmetic, to_network_input
 from detector.render import tile
 from detector.train.classification import ClassificationTask
 from detector.train.detection import DetectionTask
@@ -58,7 +59,8 @@ def train(
         InterruptedRunError: Ctrl-C or SIGTERM; the state is saved.
     """
     keep_freed_memory()
-    with join_ranks() as ranks, scratch_folder():
+    arithmetic = gpu_arithmetic(tf32=config.train.precision == "tf32", deterministic=config.train.deterministic)
+    with arithmetic, join_ranks() as ranks, scratch_folder():
         _check_ranks(config, ranks)
         task = open_task(config, ranks)
         if weights is not None and not Path(weights).is_file():
@@ -88,25 +90,32 @@ def _run(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log: RunL
                 for group in state.optimizer.param_groups:
                     group["lr"] = learning_rate_at(state.step, settings)
                 state.optimizer.zero_grad(set_to_none=True)
-                terms = torch.zeros(len(task.terms), dtype=torch.float64)
-                suspect: Suspect | None = None
+                totals = torch.zeros(len(task.terms), dtype=torch.float64, device=device)
+                parts: list[Suspect] = []
+                healthy: list[Tensor] = []
                 for _ in range(settings.subdivisions):
                     batch = next(batches)
                     with autocast(device, settings.precision):
                         outputs = network(to_network_input(batch.images, device))
                     loss = loss_of(outputs, batch)  # (T,)
-                    loss.sum().backward()  # type: ignore[no-untyped-call]
-                    terms += loss.detach().cpu()
-                    if suspect is None and not is_finite(loss, network):
-                        suspect = Suspect(batch, loss.detach())
-                # One exchange for all that the ranks must agree on, except the gradients.
-                *sums, num_suspects, num_signals = ranks.sum([*terms.tolist(), suspect is not None, len(signals)])
-                if num_suspects:
+                    (loss.sum() * state.scale.value).backward()  # type: ignore[no-untyped-call]
+                    totals += loss.detach()
+                    parts.append(Suspect(batch, loss.detach()))
+                    healthy.append(is_finite(loss, network))
+                # The only time that the CPU waits for the device; then one exchange for all that the ranks must agree
+                # on, except the gradients.
+                *sums, num_healthy = torch.cat((totals, torch.stack(healthy).sum()[None])).tolist()
+                *sums, num_suspects, num_signals = ranks.sum([*sums, len(parts) - num_healthy, len(signals)])
+                if num_suspects and not state.scale.active:
+                    suspect = next((part for part, good in zip(parts, healthy, strict=True) if not good), None)
                     raise explain_nonfinite(config, state, ranks, suspect, batch, task.save_batch)
-                ranks.sum_gradients(network)
-                state.optimizer.step()
-                if state.ema is not None:
-                    state.ema.update(network, state.step)
+                state.scale.unscale(network)
+                if not num_suspects:
+                    ranks.sum_gradients(network)
+                    state.optimizer.step()
+                    if state.ema is not None:
+                        state.ema.update(network, state.step)
+                state.scale.update(finite=not num_suspects)
             state.step += 1
             _log_step(config, state, task, log, sums, batches.figures())
 

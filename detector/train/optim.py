@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from detector.config import CosinePolicy, PolyPolicy, TrainConfig
+
+GROWTH_STEPS = 2000
+"""Steps with finite gradients after which `LossScale` tries a larger scale."""
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -30,6 +34,44 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
         if number >= boundary:
             rate *= scale
     return rate
+
+
+@dataclass
+class LossScale:
+    """A factor that keeps the smallest gradients in fp16's range; it halves when the largest leave it (Micikevicius
+    et al., 2018, "Mixed precision training"). In other precisions it stays 1.
+
+    Attributes:
+        value: multiplies the loss; a power of two, so that dividing the gradients by it is exact.
+        good_steps: steps since it last changed; after GROWTH_STEPS it doubles.
+    """
+
+    value: float = 1.0
+    good_steps: int = 0
+
+    @classmethod
+    def start(cls, dtype: torch.dtype) -> LossScale:
+        return cls(2.0**16) if dtype == torch.float16 else cls()
+
+    @property
+    def active(self) -> bool:
+        """Whether gradients that are not finite may be the scale's fault."""
+        return self.value > 1
+
+    def unscale(self, network: nn.Module) -> None:
+        """Divides the gradients by the scale."""
+        if self.active:
+            torch._foreach_div_([value.grad for value in network.parameters() if value.grad is not None], self.value)
+
+    def update(self, *, finite: bool) -> None:
+        """Adapts the scale after a step."""
+        if not self.active:
+            return
+        self.good_steps += 1
+        if not finite:
+            self.value, self.good_steps = self.value / 2, 0
+        elif self.good_steps == GROWTH_STEPS:
+            self.value, self.good_steps = self.value * 2, 0
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.SGD:

@@ -55,7 +55,8 @@ def save_batch_image(path: Path, batch: Batch, class_names: tuple[str, ...]) -> 
     """Draws the images with their objects, side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = []
-    for image, boxes, labels in zip(batch.images, batch.boxes_xyxy, batch.labels, strict=True):
+    for number, image in enumerate(batch.images):
+        boxes, labels = batch.objects(number)
         objects = Detections(boxes.numpy(), np.ones(len(labels), np.float32), labels.numpy())
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (H, W, 3)
         images.append(draw(pixels, objects, class_names, scores=False))

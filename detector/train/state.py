@@ -13,9 +13,10 @@ from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, wr
 from detector.config import RunConfig, to_yaml
 from detector.errors import InputError
 from detector.inference.build import build_network
+from detector.models.precision import compute_dtype
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage
-from detector.train.optim import build_optimizer
+from detector.train.optim import LossScale, build_optimizer
 
 
 @dataclass
@@ -29,6 +30,7 @@ class RunState:
         window: sums of the loss terms since the last log line; empty right after it.
         window_steps: how many steps they are summed over.
         evaluated: whether the evaluation due at this step, if any, is done.
+        scale: what the loss is multiplied by in fp16.
         notes: facts about the data that must not change when the run resumes (a classifier's class names).
     """
 
@@ -40,6 +42,7 @@ class RunState:
     window: list[float] = field(default_factory=list)
     window_steps: int = 0
     evaluated: bool = True
+    scale: LossScale = field(default_factory=LossScale)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def evaluated_network(self) -> nn.Module:
@@ -75,6 +78,7 @@ def save_state(path: Path, config: RunConfig, state: RunState) -> None:
         "window": state.window,
         "window_steps": state.window_steps,
         "evaluated": state.evaluated,
+        "loss_scale": [state.scale.value, state.scale.good_steps],
         "config": to_yaml(config),
     }
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
@@ -106,14 +110,16 @@ def fresh_state(config: RunConfig, device: torch.device) -> RunState:
     network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
     network.train()
     state = RunState(network, build_optimizer(network, config.train), ema=None)
+    state.scale = LossScale.start(compute_dtype(config.train.precision, device))
     state.restart_average(config)
     return state
 
 
 def _share(state: RunState, ranks: Ranks) -> None:
     """Copies the state of rank 0 to all ranks."""
-    counters = ranks.broadcast((state.step, state.best, state.window, state.window_steps, state.evaluated))
-    state.step, state.best, state.window, state.window_steps, state.evaluated = counters
+    counters = (state.step, state.best, state.window, state.window_steps, state.evaluated, state.scale)
+    counters = ranks.broadcast(counters)
+    state.step, state.best, state.window, state.window_steps, state.evaluated, state.scale = counters
     ranks.copy_from_first(state.network.state_dict().values())
     if state.ema is not None:
         ranks.copy_from_first(state.ema.average.state_dict().values())
@@ -162,8 +168,9 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: P
         if name in momentum:
             buffer = torch.empty_like(parameter).copy_(momentum[name])  # in the parameter's memory format
             state.optimizer.state[parameter]["momentum_buffer"] = buffer
-    if "window_steps" not in checkpoint.info:
+    if "loss_scale" not in checkpoint.info:
         raise InputError(f"{path}: was written by an older version; start the run again in another run_dir")
     state.step, state.best = checkpoint.info["step"], checkpoint.info["best"]
     state.window, state.window_steps = checkpoint.info["window"], checkpoint.info["window_steps"]
     state.evaluated = checkpoint.info["evaluated"]
+    state.scale = LossScale(*checkpoint.info["loss_scale"])

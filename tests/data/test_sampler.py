@@ -50,8 +50,8 @@ def same(first: Batch, second: Batch) -> bool:
     return (
         torch.equal(first.images, second.images)
         and first.image_ids == second.image_ids
-        and all(torch.equal(a, b) for a, b in zip(first.boxes_xyxy, second.boxes_xyxy, strict=True))
-        and all(torch.equal(a, b) for a, b in zip(first.labels, second.labels, strict=True))
+        and torch.equal(first.boxes_xyxy, second.boxes_xyxy)
+        and torch.equal(first.labels, second.labels)
     )
 
 

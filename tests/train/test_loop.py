@@ -18,7 +18,7 @@ from detector.config import DetectConfig
 from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.models.layers import ConvBN
-from detector.models.precision import to_network_input, use_bf16
+from detector.models.precision import compute_dtype, to_network_input
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage, decay_at
 from detector.train.lock import run_lock
@@ -286,15 +286,25 @@ def test_ema_follows() -> None:
 
 
 def test_precision_names() -> None:
-    assert use_bf16("bf16")
-    assert not use_bf16("fp32")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert compute_dtype("bf16", cpu) == torch.bfloat16
+    assert compute_dtype("fp32", gpu) == compute_dtype("tf32", gpu) == torch.float32
+    assert compute_dtype("fp16", gpu) == torch.float16
 
 
 @pytest.mark.parametrize(("native", "supported"), [(True, True), (True, False), (False, True)])
 def test_auto_takes_bf16_where_the_processor_computes_it(
     monkeypatch: pytest.MonkeyPatch, native: bool, supported: bool
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    assert use_bf16("auto") == (native and supported)
+    expected = torch.bfloat16 if native and supported else torch.float32
+    assert compute_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_auto_takes_bf16_where_the_gpu_computes_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert compute_dtype("auto", torch.device("cuda")) == dtype

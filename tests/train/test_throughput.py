@@ -13,9 +13,8 @@ def test_steps_that_waited_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     # step 1: 1 s, including 1 ms of waiting; step 2: 3 s, including half a second of waiting
     times = iter([0.0, 0.1, 0.101, 1.0, 2.0, 2.1, 2.6, 5.0])
     monkeypatch.setattr("detector.train.throughput.time.perf_counter", lambda: next(times))
-    batch = Batch(
-        torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], ["a"]
-    )
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch(images, torch.zeros(1, 0, 4), torch.zeros(1, 0, dtype=torch.int64), ["a"])
     throughput = Throughput((one for one in [batch, batch]), batch_size=8)
     assert throughput.figures() == {}
     for _ in range(2):
