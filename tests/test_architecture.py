@@ -38,6 +38,7 @@ IMPORT_ORDER = (
     "boxes",
     "structures",
     "cli",
+    "files",
     "errors",
 )
 THIRD_PARTY = {

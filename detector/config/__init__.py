@@ -21,6 +21,7 @@ from detector.config.load import (
     parse_config_text,
     parse_model_config,
     parse_preprocess_config,
+    read_texts,
     read_yaml,
     to_yaml,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "parse_config_text",
     "parse_model_config",
     "parse_preprocess_config",
+    "read_texts",
     "read_yaml",
     "to_yaml",
 ]

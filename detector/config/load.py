@@ -21,7 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from detector.config.classification import ClassifierConfig, ClassifyConfig
 from detector.config.detection import DarknetModelConfig, DetectConfig, DetectorModelConfig, ModelConfig
 from detector.config.shared import PreprocessConfig, Section
-from detector.errors import InputError, read_text
+from detector.errors import InputError
+from detector.files import read_text
 
 _T = TypeVar("_T")
 RunConfig = DetectConfig | ClassifyConfig
@@ -30,17 +31,35 @@ StoredModel = ModelConfig | DarknetModelConfig | ClassifierConfig
 """What a weights file can hold."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.2) and refuses duplicate keys."""
+class _PlainLoader(yaml.SafeLoader):
+    """SafeLoader without aliases, with which a small file can grow to gigabytes, and without duplicate keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not supported; write the value out", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else str(key_node)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Loader(_PlainLoader):
+    """Reads 1e-3 as a number (YAML 1.2)."""
+
+
+class _TextLoader(_PlainLoader):
+    """Reads every value as text: yes, 007, null and 12:30 can be names."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as in its base class)
 
 
 _Loader.add_implicit_resolver(
@@ -109,8 +128,13 @@ def parse_preprocess_config(tree: dict[str, Any], where: str) -> PreprocessConfi
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads any other YAML file (a data set's data.yaml). Raises: InputError."""
+    """Reads any other YAML file. Raises: InputError."""
     return _parse_yaml(read_text(path), str(path))
+
+
+def read_texts(path: Path) -> Any:
+    """Reads a YAML file in which every value is text, such as a data set's data.yaml. Raises: InputError."""
+    return _parse_yaml(read_text(path), str(path), _TextLoader)
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -152,16 +176,17 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator:
         raise InputError(f"override {override!r}: expected a.b=value, for example train.max_steps=1000")
-    tree = _parse_yaml(text, f"override {override!r}")
+    is_plain = text.strip()[:1] not in {"[", "{", '"', "'"}  # in YAML, " #" would start a comment
+    tree: Any = text if is_plain and " #" in text else _parse_yaml(text, f"override {override!r}")
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return dict(tree)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def _parse_yaml(text: str, where: str, loader: type[_PlainLoader] = _Loader) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from detector.errors import InputError, read_text
+from detector.errors import InputError
+from detector.files import read_class_names
 
 # Darknet's coco.names uses other words for six of COCO's categories (those of Pascal VOC).
 _COCO_WORDS = {
@@ -22,16 +23,12 @@ def read_names(path: Path) -> tuple[str, ...]:
     """The names in a file; those of Darknet's coco.names become COCO's own, to match COCO's labels.
 
     Raises:
-        InputError: the file is missing or empty.
+        InputError: see `read_class_names`.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of class names")
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    if not names:
-        raise InputError(f"{path}: has no class names; expected one per line")
+    names = read_class_names(path)
     if len(names) == _COCO_CLASSES and names[0] == "person":
-        names = [_COCO_WORDS.get(name, name) for name in names]
-    return tuple(names)
+        return tuple(_COCO_WORDS.get(name, name) for name in names)
+    return names
 
 
 def find_names(cfg_path: Path, num_classes: int) -> tuple[str, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detector.data.coco_file import CocoAnnotation, CocoCategory, CocoFile, CocoImage, is_coco_box, read_coco_json
-from detector.data.dataset import DatasetBuilder, DetectionDataset
+from detector.data.dataset import DatasetBuilder
 from detector.data.images import read_image_size
+from detector.data.locate import ImageFinder
 from detector.errors import InputError
 
 Key = int | str
@@ -19,49 +19,49 @@ _TRUTH = {None: False, 0: False, 1: True, "": False, "0": False, "1": True}
 """What `iscrowd` may be; false and true are 0 and 1."""
 
 
-def load_coco(
-    annotations: Path, *, images_dir: Path | None, class_names: tuple[str, ...] | None, policy: str
-) -> DetectionDataset:
-    """Reads an instances file.
+def fill_from_coco(
+    builder: DatasetBuilder, annotations: Path, root: Path, images_dir: Path | None = None
+) -> list[int] | None:
+    """Adds the images of an instances file; returns the file's id of each class.
 
     Ids may be whole numbers or text; the text "1" is the number 1. Categories of one name are one class. What cannot
     be used is reported with file, object, rule and value.
 
     Args:
+        builder: what they are added to; without class names it gets the file's categories, by id.
         annotations: the JSON.
-        images_dir: where the images are; None = `images/` beside the JSON, or the folder that COCO's own layout
-            implies (annotations/instances_val2017.json -> val2017/).
-        class_names: the classes in the order of the labels; None = the file's categories by id.
-        policy: see `DataConfig.bad_labels`.
+        root: the folder in which its images are looked for.
+        images_dir: where they are looked for first; then `images/` beside the JSON, the folder of the JSON, and the one
+            that COCO's own layout implies (annotations/instances_val2017.json -> val2017/).
 
     Raises:
         InputError: the file is missing or is not a COCO instances file, an id is not one or is used twice, the image
-            folder is missing, or no image is usable.
+            folder is missing.
     """
     content = read_coco_json(annotations)
-    folder = images_dir or _find_images_dir(annotations)
+    finder = ImageFinder(root, *_image_folders(annotations, images_dir))
     names = _category_names(content, annotations)
-    if class_names is None:
-        class_names = tuple(dict.fromkeys(names[key] for key in sorted(names, key=_number_first)))
-    builder = DatasetBuilder(str(annotations), class_names, policy)
-    for name in sorted({name for name in names.values() if list(names.values()).count(name) > 1}):
+    if builder.class_names is None:
+        builder.set_class_names(tuple(dict.fromkeys(names[key] for key in sorted(names, key=_number_first))))
+    for name in sorted(name for name, count in Counter(names.values()).items() if count > 1):
         builder.report(str(annotations), "duplicate_category", f"several categories are called {name!r}", "merged")
     by_image: dict[Any, list[tuple[int, CocoAnnotation]]] = defaultdict(list)
     for number, item in enumerate(content.annotations):
         by_image[_as_key(item.image_id)].append((number, item))
     _require_distinct_images(content.images, annotations)
-    present = {entry.name for entry in os.scandir(folder)}
     for image in content.images:
         key = _as_key(image.id)
         where, objects = f"{annotations}, image {image.id}", by_image.pop(key, [])
-        if image.file_name not in present and not (folder / str(image.file_name)).is_file():
-            builder.report(where, "missing_image", str(folder / str(image.file_name)), "image dropped")
+        path = finder.find(_file_name(image), annotations)
+        if path is None:
+            value = finder.describe(_file_name(image) or "file name", annotations)
+            builder.report(where, "missing_image", value, "image dropped")
             continue
-        size_hw = _size(builder, image, folder / image.file_name, where)
+        size_hw = _size(builder, image, path, where)
         if size_hw is None:
             continue
         assert key is not None, "checked before"
-        builder.add_image(folder / image.file_name, image_id=key, size_hw=size_hw)
+        builder.add_image(path, image_id=key, size_hw=size_hw)
         for number, item in objects:
             _add_object(builder, item, names, f"{where}, annotation {number if item.id is None else item.id}")
         objects.clear()
@@ -69,7 +69,23 @@ def load_coco(
         builder.report(
             str(annotations), "missing_image", f"{len(orphans)} annotations refer to image {image_id}", "object dropped"
         )
-    return builder.build(_ids_of(class_names, names))
+    finder.report(builder)
+    return _ids_of(builder.class_names or (), names)
+
+
+def _file_name(image: CocoImage) -> str:
+    """The image's file; LVIS states only the address of COCO's."""
+    return str(image.file_name or "/".join(str(image.coco_url or "").split("/")[-2:]))
+
+
+def _image_folders(annotations: Path, images_dir: Path | None) -> list[Path]:
+    if images_dir is not None:
+        return [images_dir]
+    folder = annotations.parent
+    subset = annotations.stem.removeprefix("instances_").removeprefix("image_info_")
+    names = dict.fromkeys([subset, subset.replace("test-dev", "test")])  # test-dev is a subset of test
+    official = [parent / name for parent in (folder.parent, folder.parent / "images") for name in names]
+    return [path for path in (folder / "images", *official, folder, folder.parent / "images") if path.is_dir()]
 
 
 def _as_key(value: Any) -> Key | None:
@@ -109,7 +125,7 @@ def _require_distinct_images(images: list[CocoImage], annotations: Path) -> None
     files: dict[Key, str] = {}
     keys: dict[str, Key] = {}
     for number, image in enumerate(images):
-        key, name = _as_key(image.id), str(image.file_name)
+        key, name = _as_key(image.id), _file_name(image)
         if key is None:
             raise InputError(
                 f"{annotations}, image {number + 1}: id: expected a whole number or text, got {image.id!r}"
@@ -140,16 +156,24 @@ def _size(builder: DatasetBuilder, image: CocoImage, path: Path, where: str) -> 
 
 
 def _add_object(builder: DatasetBuilder, item: CocoAnnotation, names: Mapping[Key, str], where: str) -> None:
-    if not is_coco_box(item.bbox):
+    box = _as_list(item.bbox)
+    if not is_coco_box(box):
         return builder.report(where, "not_finite", f"bbox {item.bbox!r}", "object dropped")
     try:
         crowd = _TRUTH[item.iscrowd]
     except (KeyError, TypeError):
         return builder.report(where, "unreadable_annotation", f"iscrowd {item.iscrowd!r}", "object dropped")
-    x, y, w, h = (float(value) for value in item.bbox)
+    x, y, w, h = (float(value) for value in box)
     key = _as_key(item.category_id)
     name = names.get(key, f"category {item.category_id}") if key is not None else f"category {item.category_id}"
     return builder.add_object((x, y, x + w, y + h), name, crowd=crowd, where=where, area=_area(item.area))
+
+
+def _as_list(box: Any) -> Any:
+    """Imglab writes the box as a mapping."""
+    if isinstance(box, Mapping) and box.keys() >= {"x", "y"}:
+        return [box["x"], box["y"], box.get("width", box.get("w")), box.get("height", box.get("h"))]
+    return box
 
 
 def _area(value: Any) -> float | None:
@@ -173,14 +197,3 @@ def _ids_of(class_names: tuple[str, ...], names: Mapping[Key, str]) -> list[int]
         by_name[names[key]] = int(key)
     lowest = min((0, *by_name.values()))
     return [by_name.get(name, lowest - 1 - index) for index, name in enumerate(class_names)]
-
-
-def _find_images_dir(annotations: Path) -> Path:
-    official = annotations.parent.parent / annotations.stem.removeprefix("instances_").removeprefix("image_info_")
-    test_dev = official.with_name(official.name.replace("test-dev", "test"))  # test-dev is a subset of test
-    candidates = list(dict.fromkeys([annotations.parent / "images", official, test_dev]))
-    for folder in candidates:
-        if folder.is_dir():
-            return folder
-    tried = " or ".join(str(folder) for folder in candidates)
-    raise InputError(f"{annotations}: expected its images in {tried}; give the image folder with --images")

@@ -18,9 +18,10 @@ class CocoImage(msgspec.Struct, gc=False):
     """An image; its values are checked when it is added to a data set."""
 
     id: Any
-    file_name: Any
-    height: Any
-    width: Any
+    file_name: Any = None
+    height: Any = None
+    width: Any = None
+    coco_url: Any = None
 
 
 class CocoAnnotation(msgspec.Struct, gc=False):

@@ -8,9 +8,11 @@ Legend: I images, n objects of all images together, in image order.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.data.images import decode_image, read_bytes
+from detector.data.images import decode_image, parse_header, read_bytes, read_header
 from detector.data.paths import PathTable
 from detector.errors import InputError
 from detector.structures import Bools, Floats, Ints, Sample
@@ -36,7 +38,7 @@ class Problem:
     Attributes:
         where: file, and line or object in it.
         rule: zero_size | outside | partly_outside | not_finite | unknown_class | duplicate | missing_image |
-            unreadable_image | unreadable_annotation | duplicate_image.
+            unreadable_image | unreadable_annotation | duplicate_image | found_elsewhere | shared_labels | ...
         value: what was found there.
         action: clipped | object dropped | image dropped.
     """
@@ -118,7 +120,16 @@ class DetectionDataset:
         """
         objects = self.objects(index)
         height, width = self.sizes_hw[index].tolist()
-        image = decode_image(content, str(self.paths[index]), expected_hw=(height, width), reduction=reduction)
+        where = str(self.paths[index])
+        header = parse_header(content, where) if content else None
+        unclear = header is not None and header.orientation != 1 and header.follows_exif((height, width)) is None
+        image = decode_image(
+            content,
+            where,
+            expected_hw=(height, width),
+            reduction=reduction,
+            follow_exif=not unclear or self.follows_exif,
+        )
         scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
         return Sample(
             image=image,
@@ -127,6 +138,21 @@ class DetectionDataset:
             crowd=self.crowd[objects].copy(),
             image_id=self.image_ids[index],
         )
+
+    @cached_property
+    def follows_exif(self) -> bool:
+        """Whether the labels were made for the images as a viewer shows them, rather than as they are stored.
+
+        The size of the first image with a quarter turn tells; without one, viewers are followed.
+        """
+        for path, size_hw in zip(self.paths, self.sizes_hw.tolist(), strict=True):
+            try:
+                told = read_header(path).follows_exif((size_hw[0], size_hw[1]))
+            except InputError:
+                continue
+            if told is not None:
+                return told
+        return True
 
     def ground_truth(self) -> tuple[dict[str, Any], list[int], list[int]]:
         """The very objects that training and reports use, as COCO instances for pycocotools.
@@ -165,16 +191,18 @@ class DatasetBuilder:
 
     Attributes:
         name: of the data set.
-        class_names: the classes to keep, in the order of the labels.
+        class_names: the classes to keep, in the order of the labels; None = all that occur, sorted by name.
         policy: clip | drop | fail (see `DataConfig.bad_labels`).
+        keep: whether an image belongs to the wanted part of the split; None = all do.
     """
 
     name: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     policy: str
+    keep: Callable[[Path], bool] | None = None
     problems: list[Problem] = field(default_factory=list)
     _paths: list[Path] = field(default_factory=list)
-    _image_ids: list[int | str] = field(default_factory=list)
+    _image_ids: list[int | str | None] = field(default_factory=list)
     _sizes: list[tuple[int, int]] = field(default_factory=list)
     _counts: list[int] = field(default_factory=list)
     _boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -184,10 +212,25 @@ class DatasetBuilder:
     _seen: set[tuple[int, float, float, float, float]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._label_of = {name: index for index, name in enumerate(self.class_names)}
+        self._label_of = {name: index for index, name in enumerate(self.class_names or ())}
+        self._skipping = False  # the objects of an image that is not kept
 
-    def add_image(self, path: Path, *, image_id: int | str, size_hw: tuple[int, int]) -> None:
-        """Adds an image; the objects added next belong to it."""
+    def set_class_names(self, names: tuple[str, ...]) -> None:
+        """Fixes the classes, before the first object."""
+        self.class_names = names
+        self._label_of = {name: index for index, name in enumerate(names)}
+
+    def add_image(self, path: Path, *, size_hw: tuple[int, int], image_id: int | str | None = None) -> None:
+        """Adds an image; the objects added next belong to it.
+
+        Args:
+            path: its file.
+            size_hw: its size as its labels count pixels.
+            image_id: its id in result files; None = the stem of its name.
+        """
+        self._skipping = self.keep is not None and not self.keep(path)
+        if self._skipping:
+            return
         self._paths.append(path)
         self._image_ids.append(image_id)
         self._sizes.append(size_hw)
@@ -212,6 +255,10 @@ class DatasetBuilder:
             where: file, and line or object in it.
             area: in pixels; None = that of the box.
         """
+        if self._skipping:
+            return None
+        if self.class_names is None and class_name:
+            self._label_of.setdefault(class_name, len(self._label_of))
         label = self._label_of.get(class_name)
         if label is None:
             return self.report(
@@ -262,21 +309,34 @@ class DatasetBuilder:
             )
         if not self._paths:
             raise InputError(f"{self.name}: no image with a readable annotation ({summarize(self.problems)})")
+        names = self.class_names or tuple(sorted(self._label_of))
+        order = np.array([names.index(name) for name in self._label_of], np.int64)
         return DetectionDataset(
             name=self.name,
-            class_names=self.class_names,
+            class_names=names,
             paths=PathTable(self._paths),
-            image_ids=self._image_ids,
+            image_ids=self._named_ids(),
             sizes_hw=np.array(self._sizes, np.int64).reshape(-1, 2),
             offsets=np.concatenate(([0], np.cumsum(self._counts))).astype(np.int64),
             boxes_xyxy=np.array(self._boxes, np.float32).reshape(-1, 4),
-            labels=np.array(self._labels, np.int64),
+            labels=order[np.array(self._labels, np.int64)],
             crowd=np.array(self._crowd, np.bool_),
             problems=self.problems,
             truth_xyxy=np.array(self._boxes, np.float64).reshape(-1, 4),
             areas=np.array(self._areas, np.float64),
-            category_ids=tuple(category_ids or range(1, len(self.class_names) + 1)),
+            category_ids=tuple(category_ids or range(1, len(names) + 1)),
         )
+
+    def _named_ids(self) -> list[int | str]:
+        """The ids; the stem of the name where none was given, or the path from a common folder where stems repeat."""
+        stems = [path.stem for path, key in zip(self._paths, self._image_ids, strict=True) if key is None]
+        if len(set(stems)) < len(stems):
+            paths = [path.absolute() for path in self._paths]
+            common = os.path.commonpath([path.parent for path in paths])
+            stems = [os.path.relpath(path, common) for path in paths]
+        else:
+            stems = [path.stem for path in self._paths]
+        return [stem if key is None else key for key, stem in zip(self._image_ids, stems, strict=True)]
 
 
 def _box_in_image(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> str:

@@ -14,8 +14,8 @@ import torch
 from detector.anchors import best_possible_recall, fit_anchors
 from detector.data.dataset import DetectionDataset, Problem, nothing_to_learn
 from detector.data.image_folder import open_image_folder
-from detector.data.images import read_image
-from detector.data.open import NO_DATASET, list_splits, open_dataset
+from detector.data.images import read_header, read_image
+from detector.data.open import NO_DATASET, find_layout, open_dataset
 from detector.errors import InputError
 
 COCO_ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
@@ -102,10 +102,15 @@ def examine(
     """
     report, contents = DoctorReport(size_hw), {}
     failures = []
-    for split in list_splits(path):
-        name = split or Path(path).name
+    layout = find_layout(Path(path), images_dir=Path(images_dir) if images_dir is not None else None)
+    if layout.others:
+        others = ", ".join(layout.others)
+        report.notes.append(f"read as {layout.format}; there are also {others}: give the file or folder to choose")
+    for split in layout.splits:
+        name = split
         try:
             dataset = open_dataset(path, split, images_dir=images_dir)
+            _note_turns(dataset, report)
         except InputError as error:
             failures.append(Problem(name, "unreadable_split", str(error), "split skipped"))
             continue
@@ -166,6 +171,22 @@ def _read_all(dataset: DetectionDataset, problems: list[Problem]) -> dict[str, s
             problems.append(Problem(str(path), "duplicate_image", f"same content as {hashes[digest]}", "kept"))
         hashes[digest] = path.name
     return hashes
+
+
+def _note_turns(dataset: DetectionDataset, report: DoctorReport) -> None:
+    """Says how images with an EXIF orientation are read."""
+    told: Counter[bool | None] = Counter()
+    for path, (height, width) in zip(dataset.paths, dataset.sizes_hw.tolist(), strict=True):
+        try:
+            header = read_header(path)
+        except InputError:
+            continue
+        if header.orientation != 1:
+            told[header.follows_exif((height, width))] += 1
+    if told:
+        turned = "as a viewer shows them" if dataset.follows_exif else "as they are stored, as the stated sizes say"
+        unclear = f"; of {told[None]} of them the sizes do not tell" if told[None] else ""
+        report.notes.append(f"{dataset.name}: {told.total()} images with an EXIF orientation are read {turned}{unclear}")
 
 
 def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -> None:

@@ -18,12 +18,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.datasets import ImageFolder
 
 from detector.config import ClassifyConfig, CropConfig
-from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.images import read_image
 from detector.data.loader import ordered_batches
 from detector.data.notes import ReadingNotes
 from detector.data.sampler import augmentation_rng, image_index, partner_indices
 from detector.data.transforms import adjust_hsv, rand_scale
 from detector.errors import InputError
+from detector.files import IMAGE_SUFFIXES
 from detector.structures import Floats, Image, Ints
 
 

@@ -12,15 +12,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from glob import has_magic, iglob
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from detector.data.images import IMAGE_SUFFIXES, read_image
-from detector.errors import InputError, read_text
+from detector.data.images import read_image
+from detector.errors import InputError
+from detector.files import SHOWN_SUFFIXES, Finder, expand, list_images, read_list
 from detector.structures import Detections, Image
 
 FORMATS = (".json", ".jsonl")
@@ -50,26 +50,27 @@ def find_images(source: str) -> list[Path]:
     """The image files that a user names.
 
     Args:
-        source: a folder (with its subfolders), a text file with one path a line (relative to that file, or else to the
-            working folder), an image, or a pattern such as "photos/*.jpg". A file that exists is never a pattern.
+        source: a folder (with its subfolders), a text file with one path a line (`detector.files` has the rule), an
+            image, or a pattern such as "photos/*.jpg" or "frame_%03d.jpg". A file that exists is never a pattern.
 
     Raises:
         InputError: the source does not exist, or has no images.
     """
     path = Path(source)
     if path.is_dir():
-        images = sorted(found for found in path.rglob("*") if found.suffix.lower() in IMAGE_SUFFIXES)
+        images = list_images(path)
     elif path.suffix == ".txt" and path.is_file():
-        listed = [Path(line.strip()) for line in read_text(path).splitlines() if line.strip()]
-        images = [path.parent / one if (path.parent / one).exists() else one for one in listed]
-    elif path.is_file():
+        finder = Finder(path.parent, Path())
+        images = [finder.find(line) or Path(line) for line in read_list(path)]
+    elif path.exists():
         images = [path]
-    elif has_magic(source):
-        images = sorted(found for found in map(Path, iglob(source)) if found.suffix.lower() in IMAGE_SUFFIXES)
     else:
-        raise InputError(f"{source}: no such image, folder or list of images")
+        matching = expand(source)
+        if matching is None:
+            raise InputError(f"{source}: no such image, folder or list of images")
+        images = matching
     if not images:
-        raise InputError(f"{source}: no images found (expected {', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{source}: no images found; expected {SHOWN_SUFFIXES}")
     return list(dict.fromkeys(images))
 
 

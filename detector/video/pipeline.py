@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from detector.data.images import IMAGE_SUFFIXES
 from detector.errors import InputError
+from detector.files import is_image_name
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
@@ -60,7 +60,7 @@ def open_file_sink(source: Source, path: Path) -> Sink:
     images = source.fps is None
     if images and path.suffix.lower() in VIDEO_SUFFIXES:
         raise InputError(f"{path}: images are saved to a folder, or to a .jpg as a grid; name one of these")
-    into_folder = images and path.suffix.lower() not in IMAGE_SUFFIXES
+    into_folder = images and not is_image_name(path)
     for read in source.paths:
         if (path / read.name if into_folder else path).resolve() == read.resolve():
             raise InputError(f"{path}: would overwrite {read}, which is being read; choose another path")

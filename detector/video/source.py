@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import has_magic, iglob
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from detector.data.images import IMAGE_SUFFIXES, list_images, read_image
+from detector.data.images import read_image
 from detector.errors import InputError
+from detector.files import SHOWN_SUFFIXES, expand, is_image_name, list_images, plain_name
 from detector.structures import Image
 
 _PATIENCE_SECONDS = 10.0
@@ -178,24 +178,21 @@ def open_source(text: str) -> Source:
             raise InputError(f"{text}: the stream cannot be opened; check address, port and password")
         return LiveSource(capture, text)
     path = Path(text)
-    if path.is_dir() or (has_magic(text) and not path.exists()):  # a file that exists is never a pattern
-        images = list_images(path) if path.is_dir() else _glob_images(text)
+    matching = expand(text)
+    if path.is_dir() or matching is not None:
+        images = list_images(path) if matching is None else matching
         if not images:
-            raise InputError(f"{text}: no images found; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+            raise InputError(f"{text}: no images found; expected {SHOWN_SUFFIXES}")
         return ImageSource(images)
     if not path.is_file():
         raise InputError(f"{text}: no such file; expected cam0, a video, an image, a folder, a glob or a stream URL")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image_name(path) and path.suffix.lower() != ".gif":
         return ImageSource([path])
-    with _quiet_opencv():
-        capture = cv2.VideoCapture(text)
+    with _quiet_opencv(), plain_name(text) as name:
+        capture = cv2.VideoCapture(name)
     if not capture.isOpened():
         raise InputError(f"{text}: is not a video that OpenCV can read")
     return VideoSource(capture, text)
-
-
-def _glob_images(pattern: str) -> list[Path]:
-    return sorted(path for path in map(Path, iglob(pattern)) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _to_rgb(frame_bgr: np.ndarray) -> Image:

@@ -193,10 +193,14 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    (tmp_path / "a.names").write_text("cat\n\ndog\n")
-    assert read_names(tmp_path / "a.names") == ("cat", "dog")
-    assert find_names(tmp_path / "x.cfg", 2) == ("cat", "dog")
+    (tmp_path / "a.names").write_text("\ncat\n\ndog\n\n")
+    assert read_names(tmp_path / "a.names") == ("class0", "cat", "class2", "dog")
+    assert find_names(tmp_path / "x.cfg", 4) == ("class0", "cat", "class2", "dog")
     assert find_names(tmp_path / "x.cfg", 3) == ("class0", "class1", "class2")
+    (tmp_path / "twice.names").write_text("cat\ndog\ncat\n")
+    with pytest.raises(InputError, match=r"the class name 'cat' appears twice; give each class a name of its own"):
+        read_names(tmp_path / "twice.names")
+    (tmp_path / "twice.names").unlink()
     coco = ["person", *(f"n{index}" for index in range(77)), "motorbike", "tvmonitor"]
     (tmp_path / "coco.names").write_text("\n".join(coco))
     assert read_names(tmp_path / "coco.names")[-2:] == ("motorcycle", "tv")

@@ -52,7 +52,7 @@ def test_warnings_for_labels_and_shared_images(tmp_path: Path) -> None:
     assert report.exit_code() == 1
     text = report_text(report)
     assert "train.json, image 1, annotation 11: zero_size: 0x9 px (object dropped)" in text
-    assert "train.json and val.json share 1 images, such as 2.png" in text
+    assert "train and val share 1 images, such as 2.png" in text
 
 
 def test_a_split_inside_another_is_only_noted(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_split_inside_another_is_only_noted(tmp_path: Path) -> None:
     make_coco(tmp_path, "trainval", [1, 2], GOOD)
     report = examine(tmp_path)
     assert report.exit_code() == 0
-    assert report.notes == ["train.json is part of trainval.json (1 images)"]
+    assert report.notes == ["train is part of trainval (1 images)"]
 
 
 def test_errors_for_files(tmp_path: Path) -> None:

@@ -185,10 +185,10 @@ def test_darknet_data_file(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[]", "is not a COCO instances file: Expected `object`, got `array`"),
         ('{"annotations": [], "categories": []}', "missing required field `images`"),
-        (
-            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
-            r"missing required field `file_name` - at `\$.images\[0\]`",
-        ),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"1 missing_image"),
+        ('{"images": 3, "annotations": [], "categories": []}', r"Expected `array`, got `int` - at `\$.images`"),
+        ('{"shapes": 3, "_via_img_metadata": {}}', "no image with a readable annotation"),
+        ('{"_via_img_metadata": {}}', r"x.json: a VIA project \(export it as COCO\)"),
     ],
 )
 def test_a_file_that_is_not_coco(content: str, message: str, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_missing_data_set_and_a_wrong_split(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such data set"):
         open_dataset(tmp_path / "none")
     root = write_voc(tmp_path / "voc", GOOD)
-    with pytest.raises(InputError, match="no such split; expected one of train"):
+    with pytest.raises(InputError, match="no split 'test'; expected one of train"):
         open_dataset(root, "test")
     (root / "Annotations/a.xml").write_text("<annotation>")
     with pytest.raises(InputError, match="1 unreadable_annotation"):
@@ -258,10 +258,32 @@ def test_incomplete_yolo_names_are_refused(names: str, tmp_path: Path) -> None:
         open_dataset(path, "train")
 
 
-def test_text_that_is_not_utf8_is_a_one_line_error(tmp_path: Path) -> None:
-    (tmp_path / "data.yaml").write_bytes(b"names: [caf\xe9]\n")
-    with pytest.raises(InputError, match="is not UTF-8 text"):
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("utf-8-sig", "café"), ("utf-16", "café"), ("utf-16-le", "cat"), ("cp1252", "café"), ("gbk", "狗")],
+)
+def test_class_names_in_other_encodings(encoding: str, name: str, tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, GOOD)
+    path.write_bytes(f"names: [{name}, dog]\ntrain: images/train\n".encode(encoding))
+    assert open_dataset(path, "train").class_names == (name, "dog")
+
+
+def test_a_file_that_is_not_text_is_a_one_line_error(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_bytes(b"names: [a\0b, \xff\xfe\x81]\n")
+    with pytest.raises(InputError, match="is not text; save it as UTF-8"):
         open_dataset(tmp_path / "data.yaml", "train")
+
+
+def test_class_names_are_text_and_distinct(tmp_path: Path) -> None:
+    path = write_yolo(tmp_path, GOOD)
+    path.write_text("names: [yes, 007, null, 12:30, 2.50]\ntrain: images/train\n")
+    assert open_dataset(path, "train").class_names == ("yes", "007", "null", "12:30", "2.50")
+    path.write_text("names: [cat, cat]\ntrain: images/train\n")
+    with pytest.raises(InputError, match="the class name 'cat' appears twice"):
+        open_dataset(path, "train")
+    path.write_text("a: &a [x]\nnames: *a\ntrain: images/train\n")
+    with pytest.raises(InputError, match=r"the alias \*a is not supported; write the value out"):
+        open_dataset(path, "train")
 
 
 def test_a_list_is_relative_to_its_file_before_the_working_folder(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.images import list_images, read_image, read_image_size
+from detector.data.images import read_image, read_image_size
 from detector.errors import InputError
+from detector.files import list_images
 
 RED = (200, 30, 30)
 
