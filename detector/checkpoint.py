@@ -8,8 +8,6 @@ prefer), `momentum.*` (the optimiser) and, in its `info`, the step.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from detector.config import (
     parse_preprocess_config,
 )
 from detector.errors import InputError
+from detector.files import write_atomically
 
 FORMAT = "detector-weights-1"
 METADATA_KEY = "detector"
@@ -79,22 +78,6 @@ def save_checkpoint(
     except OSError as error:
         kept = "; the previous file is intact" if path.exists() else ""
         raise InputError(f"{path}: cannot be written: {error.strerror}{kept}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the target, flushes to the disk, then renames. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -24,10 +25,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a tool's main with the command line and exits: 0 success, 2 bad input, 130 interrupted.
+    """Runs a tool's main with the command line and exits: 0 success, 1 with gaps, 2 bad input, 130 interrupted.
 
     Errors are one line on stderr. With DETECTOR_DEBUG=1 in the environment a traceback is shown as well.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     previous = signal.signal(signal.SIGTERM, _stop)  # files are closed properly, as with Ctrl-C
     try:
         code = main(sys.argv[1:]) or 0

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,27 @@ def decode_text(content: bytes, where: str) -> str:
             _LOG.warning("%s: is not UTF-8, read as %s; save it as UTF-8 if its names look wrong", where, name)
         return text
     raise InputError(f"{where}: is not text; save it as UTF-8")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes beside the target, flushes to the disk, then renames. Raises: OSError."""
+    with replacing(path) as trial, trial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name beside a file, which replaces it at the end; a link stays one, and an error leaves the old file."""
+    path = path.resolve() if path.is_symlink() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield trial
+        trial.replace(path)
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def printable(name: str | Path) -> str:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import detector.checkpoint as module
 from detector.checkpoint import find_weights, load_checkpoint, save_checkpoint
 from detector.config import load_config
 from detector.errors import InputError
@@ -50,7 +49,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path, monkeypatch
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("detector.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left on device; the previous file is intact"):
         save(path, 2.0)
     assert load_checkpoint(path).weights()["a"].tolist() == [1, 1]

@@ -14,6 +14,8 @@ from pathlib import Path
 from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
 from detector.postprocess import Thresholds
 
+SHOWN_PROBLEMS = 5
+
 
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
@@ -58,7 +60,11 @@ def main(arguments: list[str]) -> int:
 
     report = run_video(source, predictor, sinks, on_frame=print_frame if options.json else None)
     print_note(report.summary() + (f"; saved {options.save}" if options.save else ""))
-    return 0
+    for problem in source.problems[:SHOWN_PROBLEMS]:
+        print_note(f"warning: {problem}")
+    if len(source.problems) > SHOWN_PROBLEMS:
+        print_note(f"warning: {len(source.problems) - SHOWN_PROBLEMS} more files could not be read")
+    return 1 if source.problems else 0
 
 
 if __name__ == "__main__":

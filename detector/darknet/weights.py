@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from detector.checkpoint import write_atomically
 from detector.errors import InputError
+from detector.files import write_atomically
 from detector.models.layers import ConvBN
 
 HEADER_BYTES = 20

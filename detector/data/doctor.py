@@ -186,7 +186,7 @@ def _note_turns(dataset: DetectionDataset, report: DoctorReport) -> None:
     if told:
         turned = "as a viewer shows them" if dataset.follows_exif else "as they are stored, as the stated sizes say"
         unclear = f"; of {told[None]} of them the sizes do not tell" if told[None] else ""
-        report.notes.append(f"{dataset.name}: {told.total()} images with an EXIF orientation are read {turned}{unclear}")
+        report.notes.append(f"{dataset.name}: {told.total()} images have an EXIF orientation, read {turned}{unclear}")
 
 
 def _compare_splits(contents: dict[str, dict[str, str]], report: DoctorReport) -> None:

@@ -13,6 +13,7 @@ from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
 from detector.errors import InputError
+from detector.files import replacing
 from detector.structures import Image
 
 MAX_PIXELS = int(os.environ.get("DETECTOR_MAX_PIXELS", str(2**28)))
@@ -124,9 +125,15 @@ def decode_image(
             )
     if content.startswith(b"\x89PNG") and b"IEND" not in content[-4096:]:
         _decode_with_pillow(content, where, follow_exif)  # raises where it is cut off
+    is_jpeg = content.startswith(_JPEG)
+    if is_jpeg and _JPEG_END not in content[-4096:]:
+        _require_all_rows(content, where, header)
+        content += _JPEG_END  # without which it is not decoded
     image = _decode(content, where, header, reduction, follow_exif)
-    if content.startswith(_JPEG):
-        _require_all_rows(content, where, image, header)
+    # Where a JPEG ends too early, the rest has one colour; libjpeg says so on stderr only.
+    bottom = image[-8:] if header.orientation == 1 else image
+    if is_jpeg and (header.orientation != 1 or (bottom == bottom[0, 0]).all()):
+        _require_all_rows(content, where, header)
     return image
 
 
@@ -135,6 +142,26 @@ def read_header(path: Path) -> Header:
     if not path.is_file():
         raise InputError(f"{path}: is not a readable image: no such file")
     return _read_header(path, str(path))
+
+
+def write_image(path: Path, image: Image, *, quality: int = 95) -> None:
+    """Writes an image (H, W, 3) uint8 RGB in the format of the name's suffix.
+
+    Raises:
+        InputError: no such format, or the file cannot be written.
+    """
+    try:
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality] if path.suffix.lower() in {".jpg", ".jpeg"} else []
+        encoded, content = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]), options)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise InputError(f"{path}: cannot be written; expected a name that ends in .jpg or .png")
+    try:
+        with replacing(path) as trial:
+            trial.write_bytes(content.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def parse_header(content: bytes, where: str) -> Header:
@@ -212,11 +239,8 @@ def _to_rgb(image: np.ndarray) -> Image:
     return np.ascontiguousarray(image[..., 2::-1] if image.shape[2] > 2 else image[..., [0, 0, 0]])
 
 
-def _require_all_rows(content: bytes, where: str, image: Image, header: Header) -> None:
-    """Raises: InputError: a JPEG ends too early; libjpeg then draws the rest in one colour without a word."""
-    bottom = image[-8:] if header.orientation == 1 else image
-    if _JPEG_END in content[-4096:] and not (bottom == bottom[0, 0]).all() and header.orientation == 1:
-        return
+def _require_all_rows(content: bytes, where: str, header: Header) -> None:
+    """Raises: InputError: a JPEG ends too early."""
     height = header.size_hw[0]
     try:
         missing_from = _first_missing_row(content)
@@ -224,7 +248,7 @@ def _require_all_rows(content: bytes, where: str, image: Image, header: Header) 
         return  # of a kind that Pillow does not read
     if missing_from is not None and missing_from < height - 16:  # one row of blocks does not matter
         raise InputError(
-            f"{where}: is cut off: the last {height - missing_from} of {height} rows are missing; fetch it again"
+            f"{where}: is not a readable image: its last {height - missing_from} of {height} rows are missing; fetch it again"
         )
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from detector.config import SyntheticConfig
 from detector.data.coco_file import coco_annotation, coco_categories
+from detector.data.images import write_image
+from detector.data.video_file import VideoFile
 from detector.errors import InputError
 from detector.structures import Floats, Image
 
@@ -126,7 +128,7 @@ def _write_split(root: Path, split: str, count: int, size_hw: tuple[int, int], s
         rng = np.random.default_rng((*seed, number))
         image, boxes, labels = draw_shapes(draw_background(size_hw, rng), random_shapes(size_hw, rng))
         name = f"{split}_{number:05d}.jpg"
-        cv2.imwrite(str(root / "images" / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        write_image(root / "images" / name, image, quality=92)
         images.append({"id": number + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1]})
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             annotations.append(coco_annotation(len(annotations), image=number, label=label, box_xyxy=box))
@@ -143,7 +145,7 @@ def write_video(path: Path, size_hw: tuple[int, int], *, seed: int, num_frames: 
         shapes += random_shapes(size_hw, rng)
     velocity = rng.uniform(-0.012, 0.012, (len(shapes), 2)) * min(size_hw)
     spin = rng.uniform(-0.06, 0.06, len(shapes))
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    writer = VideoFile(path, fps)
     for frame in range(num_frames):
         moved = []
         for shape, speed, turn in zip(shapes, velocity, spin, strict=True):
@@ -159,5 +161,5 @@ def write_video(path: Path, size_hw: tuple[int, int], *, seed: int, num_frames: 
                     shape.color,
                 )
             )
-        writer.write(draw_shapes(background, moved)[0][..., ::-1])
-    writer.release()
+        writer.write(draw_shapes(background, moved)[0])
+    writer.close()

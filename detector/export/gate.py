@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from detector import __version__
-from detector.checkpoint import write_atomically
 from detector.errors import InputError
 from detector.export.agreement import TOLERANCES, Agreement, Tolerances, compare, compare_detections, widen_thresholds
 from detector.export.formats import write_format
 from detector.export.gate_data import GateData
 from detector.export.layer_diff import first_difference, run_export_layers, run_layers
 from detector.export.request import Request, check_request
+from detector.files import write_atomically
 from detector.inference.backends import open_runtime
 from detector.inference.find import LoadedDetector, load_any
 from detector.inference.predictor import Predictor

@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from detector.checkpoint import write_atomically
 from detector.errors import InputError
+from detector.files import write_atomically
 from detector.inference.find import Loaded, LoadedDetector, LoadedExport, identity
 from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference

@@ -6,10 +6,10 @@ import json
 import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from detector.data.dataset import DetectionDataset
+from detector.data.images import write_image
 from detector.evaluate.coco import CocoEvaluator
 from detector.evaluate.confusion import SHOWN_SCORE, Mistakes, count_mistakes
 from detector.evaluate.detection import Evaluation
@@ -36,7 +36,7 @@ def write_plots(evaluation: Evaluation, dataset: DetectionDataset, out_dir: Path
     names = [*dataset.class_names, BACKGROUND]
     plot_confusion(out_dir / "confusion.png", mistakes.confusion, names, title=CONFUSION_TITLE)
     images = [image for image, _ in worst_images(evaluation, mistakes, dataset, NUM_WORST)]
-    cv2.imwrite(str(out_dir / "worst.jpg"), tile(images, columns=4, cell_hw=(240, 640))[..., ::-1])
+    write_image(out_dir / "worst.jpg", tile(images, columns=4, cell_hw=(240, 640)))
 
 
 def worst_images(

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from detector import __version__
-from detector.checkpoint import write_atomically
+from detector.files import write_atomically
 from detector.report.plots import plot_curves
 from detector.structures import Image
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detector.config import RunConfig
 from detector.data.coco_file import coco_annotation, coco_categories
+from detector.data.images import write_image
 from detector.errors import InputError
 from detector.models.precision import autocast, compute_dtype, to_network_input
 from detector.structures import Batch
@@ -127,7 +126,7 @@ def save_batch(folder: Path, batch: Batch, class_names: tuple[str, ...]) -> None
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(batch.images.permute(0, 2, 3, 1).cpu().numpy()):  # (H, W, 3)
         name = f"{number:03}.png"
-        cv2.imwrite(str(folder / "images" / name), np.ascontiguousarray(image[..., ::-1]))
+        write_image(folder / "images" / name, image)
         height, width = image.shape[:2]
         record = {"id": number + 1, "file_name": name, "height": height, "width": width}
         images.append({**record, "source": batch.image_ids[number]})

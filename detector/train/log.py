@@ -11,8 +11,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from detector.checkpoint import write_atomically
 from detector.config import RunConfig
+from detector.files import write_atomically
 from detector.structures import Image
 
 

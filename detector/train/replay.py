@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from detector.config import ClassifyConfig, DetectConfig, RunConfig
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.image_folder import ClassBatch, ClassSamples, collate_classes, open_image_folder
+from detector.data.images import write_image
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.render import draw, tile
@@ -41,7 +41,7 @@ def save_class_batch(folder: Path, batch: ClassBatch) -> None:
     """Writes the images as PNG, and their names and targets as batch.json. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(batch.images.permute(0, 2, 3, 1).cpu().numpy()):  # (S, S, 3)
-        cv2.imwrite(str(folder / f"{number:03}.png"), np.ascontiguousarray(image[..., ::-1]))
+        write_image(folder / f"{number:03}.png", image)
     record = {"image_ids": batch.image_ids, "targets": batch.targets.tolist()}
     (folder / "batch.json").write_text(json.dumps(record), encoding="utf-8")
 
@@ -62,4 +62,4 @@ def save_batch_image(path: Path, batch: Batch, class_names: tuple[str, ...]) -> 
         images.append(draw(pixels, objects, class_names, scores=False))
     height, width = images[0].shape[:2]
     columns = min(len(images), 4)
-    cv2.imwrite(str(path), tile(images, columns=columns, cell_hw=(height, width))[..., ::-1])
+    write_image(path, tile(images, columns=columns, cell_hw=(height, width)))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detector.config import RunConfig, to_yaml
 from detector.errors import InputError
+from detector.files import write_atomically
 from detector.inference.build import build_network
 from detector.models.precision import compute_dtype
 from detector.train.distributed import Ranks

@@ -11,12 +11,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from detector.data.video_file import VIDEO_SUFFIXES
 from detector.errors import InputError
 from detector.files import is_image_name
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
-from detector.video.sink import VIDEO_SUFFIXES, FolderSink, ImageSink, VideoSink, WindowSink
+from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
 from detector.video.source import Frame, Source
 
 Sink = VideoSink | FolderSink | ImageSink | WindowSink

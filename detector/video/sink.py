@@ -8,39 +8,22 @@ from pathlib import Path
 
 import cv2
 
+from detector.data.images import write_image
+from detector.data.video_file import VideoFile
 from detector.errors import InputError
 from detector.render import tile
 from detector.structures import Image
 
 WINDOW_TITLE = "detector (q quits)"
 MAX_GRID = 16
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv"}
 
 
-class VideoSink:
-    """A video file; opened at the first frame, with that frame's size."""
+class VideoSink(VideoFile):
+    """A video file."""
 
-    def __init__(self, path: Path, fps: float) -> None:
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise InputError(f"{path}: a video is saved as .mp4, .avi or .mkv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        self._fps = fps
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, image: Image, name: str) -> None:  # noqa: ARG002 (all sinks have the same signature)
+    def write(self, image: Image, name: str = "") -> None:  # noqa: ARG002 (all sinks have the same signature)
         """Appends a frame (H, W, 3) uint8 RGB. Raises: InputError when the file cannot be written."""
-        if self._writer is None:
-            code = "MJPG" if self._path.suffix.lower() == ".avi" else "mp4v"
-            size = (image.shape[1], image.shape[0])
-            self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter.fourcc(*code), self._fps, size)
-            if not self._writer.isOpened():
-                raise InputError(f"{self._path}: cannot be written; check the folder and the free space")
-        self._writer.write(image[..., ::-1])
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        super().write(image)
 
 
 class FolderSink:
@@ -58,7 +41,7 @@ class FolderSink:
             number += 1
             target = Path(f"{Path(name).stem}_{number}{Path(name).suffix}")
         self._written.add(target.name)
-        _write_image(self._path / target, image)
+        write_image(self._path / target, image)
 
     def close(self) -> None:
         """Nothing to do: every image is already complete."""
@@ -80,19 +63,10 @@ class ImageSink:
     def close(self) -> None:
         """Writes the file. Raises: InputError when it cannot be written."""
         if len(self._images) == 1:
-            _write_image(self._path, self._images[0])
+            write_image(self._path, self._images[0])
         elif self._images:
-            _write_image(self._path, tile(self._images, columns=4, cell_hw=(240, 320)))
+            write_image(self._path, tile(self._images, columns=4, cell_hw=(240, 320)))
         self._images = []
-
-
-def _write_image(path: Path, image: Image) -> None:
-    try:
-        written = cv2.imwrite(str(path), image[..., ::-1])
-    except cv2.error:
-        written = False
-    if not written:
-        raise InputError(f"{path}: cannot be written; expected a name that ends in .jpg or .png, and free disk space")
 
 
 class WindowSink:

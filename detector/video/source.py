@@ -23,6 +23,8 @@ from detector.files import SHOWN_SUFFIXES, expand, is_image_name, list_images, p
 from detector.structures import Image
 
 _PATIENCE_SECONDS = 10.0
+_UNREADABLE_IN_A_ROW = 100
+"""So many frames may be unreadable one after the other before a video counts as ended."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Source:
         live: whether frames that are not fetched in time are dropped.
         total: number of frames, None if unknown.
         dropped: number of frames dropped so far.
+        problems: what could not be read, for the user.
         paths: the files that are read, which must not be overwritten.
     """
 
@@ -59,6 +62,9 @@ class Source:
     dropped: int = 0
     paths: tuple[Path, ...] = ()
 
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
 
@@ -67,38 +73,64 @@ class Source:
 
 
 class ImageSource(Source):
-    """Image files, one after the other. A file that cannot be read raises an error when it is reached."""
+    """Image files, one after the other. Those that cannot be read are left out and are `problems`."""
 
     def __init__(self, paths: list[Path]) -> None:
+        super().__init__()
         self.paths = tuple(paths)
         self.total = len(paths)
 
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
-            yield Frame(read_image(path), path.name, index, time.perf_counter())
+            try:
+                image = read_image(path)
+            except InputError as error:
+                self.problems.append(str(error))
+                continue
+            yield Frame(image, path.name, index, time.perf_counter())
+        if len(self.problems) == len(self.paths):
+            raise InputError(self.problems[0])
 
 
 class VideoSource(Source):
-    """Every frame of a video file."""
+    """Every frame of a video file. Frames that cannot be decoded are left out and counted in `problems`."""
 
     def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
+        super().__init__()
         self._capture = capture
         self._name = name
-        self.paths = (Path(name),)
+        self.paths = (Path(name),) if "://" not in name else ()
         self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.total = count if count > 0 else None
+        self._times: list[float] = []  # ms
 
     def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        while True:
+        index, failures = 0, 0
+        while not failures or failures <= min((self.total or 0) - index, _UNREADABLE_IN_A_ROW):
             read, frame = self._capture.read()
             if not read:
-                break
+                failures += 1
+                continue
+            failures = 0
+            self._times.append(self._capture.get(cv2.CAP_PROP_POS_MSEC))
             yield Frame(_to_rgb(frame), f"{index:06d}", index, time.perf_counter())
             index += 1
         if index == 0:
             raise InputError(f"{self._name}: has no readable frame")
+        self._check(index)
+
+    def _check(self, num_frames: int) -> None:
+        """Compares what the file says about itself with its frames."""
+        if self.total is not None and num_frames < self.total:
+            self.problems.append(f"{self._name}: {num_frames} of its {self.total} frames could be read")
+        interval = float(np.median(np.diff(self._times))) if num_frames > 1 else 0.0  # ms
+        rate = 1000 / interval if interval > 0 else self.fps
+        if rate and self.fps and not 0.9 < rate / self.fps < 1.1:
+            self.problems.append(
+                f"{self._name}: says {self.fps:.4g} frames per second, its frames' times say {rate:.4g}; a saved video "
+                "has the first"
+            )
 
     def close(self) -> None:
         self._capture.release()
@@ -110,6 +142,7 @@ class LiveSource(Source):
     live = True
 
     def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
+        super().__init__()
         self._capture = capture
         self._name = name
         self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -144,6 +177,7 @@ class LiveSource(Source):
             if frame is None:
                 if not seen:
                     raise InputError(f"{self._name}: opened, but no frame arrived")
+                self.problems.append(f"{self._name}: the stream ended")
                 return
             seen = True
             yield frame
@@ -175,8 +209,9 @@ def open_source(text: str) -> Source:
         with _quiet_opencv():
             capture = cv2.VideoCapture(text)
         if not capture.isOpened():
-            raise InputError(f"{text}: the stream cannot be opened; check address, port and password")
-        return LiveSource(capture, text)
+            raise InputError(f"{without_password(text)}: the stream cannot be opened; check address, port and password")
+        is_file = capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        return (VideoSource if is_file else LiveSource)(capture, without_password(text))
     path = Path(text)
     matching = expand(text)
     if path.is_dir() or matching is not None:
@@ -193,6 +228,11 @@ def open_source(text: str) -> Source:
     if not capture.isOpened():
         raise InputError(f"{text}: is not a video that OpenCV can read")
     return VideoSource(capture, text)
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"(?<=//)[^/@]*@", "", address)
 
 
 def _to_rgb(frame_bgr: np.ndarray) -> Image:

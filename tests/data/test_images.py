@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import cv2
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.data.doctor import examine
 from detector.data.images import read_image, read_image_size
+from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.files import list_images
 
@@ -100,3 +104,88 @@ def test_listing_is_sorted_and_has_only_images(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).touch()
     assert [path.name for path in list_images(tmp_path)] == ["a.JPG", "b.png"]
+
+
+def photo(path: Path) -> bytes:
+    """A JPEG without a part of one colour; returns its content."""
+    blurred = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8), (0, 0), 2)
+    Image.fromarray(blurred).save(path, quality=90)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("lost", [1, 2, 8])
+def test_a_jpeg_that_lacks_only_its_end_is_whole(lost: int, tmp_path: Path) -> None:
+    content = photo(tmp_path / "a.jpg")
+    whole = read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(content[:-lost])
+    assert np.array_equal(read_image(tmp_path / "a.jpg")[:78], whole[:78])
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"])
+def test_a_jpeg_without_its_lower_half_is_an_error_whatever_its_end(end: bytes, tmp_path: Path) -> None:
+    content = photo(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2] + end)
+    with pytest.raises(InputError, match=r"not a readable image: its last \d\d of 96 rows are missing; fetch it again"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_an_image_of_one_colour_is_whole(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("a.png", np.array([[0, 2048, 4095]], np.uint16), [0, 128, 255]),  # 12 bits
+        ("a.png", np.array([[0, 512, 1023]], np.uint16), [0, 128, 255]),  # 10 bits
+        ("a.png", np.array([[0, 32768, 65535]], np.uint16), [0, 128, 255]),
+        ("a.png", np.array([[0, 100, 255]], np.uint16), [0, 100, 255]),  # 8 bits in 16
+        ("a.tif", np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        ("a.tif", np.array([[0, 100, 255]], np.float32), [0, 100, 255]),
+        ("a.tif", np.array([[-1000, 0, 1000]], np.float32), [0, 128, 255]),
+        ("a.tif", np.array([[0, float("nan"), 1]], np.float32), [0, 0, 255]),
+        ("a.tif", np.array([[0, 50000, 100000]], np.int32), [0, 128, 255]),
+    ],
+)
+def test_values_of_more_than_eight_bits_are_scaled(
+    name: str, values: np.ndarray, expected: list[int], tmp_path: Path
+) -> None:
+    assert cv2.imwrite(str(tmp_path / name), np.repeat(values, 4, axis=0))
+    image = read_image(tmp_path / name)
+    assert image.shape == (4, 3, 3)
+    assert image[1, :, 2].tolist() == pytest.approx(expected, abs=1)
+
+
+def test_there_is_one_limit_on_pixels_for_every_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.data.images.MAX_PIXELS", 40 * 30)
+    for name in ("a.png", "a.jpg", "a.tif", "a.webp"):
+        Image.fromarray(np.zeros((31, 40, 3), np.uint8)).save(tmp_path / name)
+        for read in (read_image, read_image_size):
+            with pytest.raises(InputError, match=r"has 40x31 pixels, .*set DETECTOR_MAX_PIXELS to read it"):
+                read(tmp_path / name)
+
+
+def test_a_pipe_is_not_an_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert list_images(tmp_path) == []
+    with pytest.raises(InputError, match="is not a file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_exif_turn_is_followed_where_the_labels_follow_it(turned: bool, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    entries = []
+    for number, orientation in enumerate((3, 6)):
+        exif[0x0112] = orientation
+        Image.fromarray(red_image()).save(tmp_path / f"{number}.jpg", exif=exif, quality=95)
+        size = (20, 40) if turned and orientation == 6 else (40, 20)
+        entries.append({"id": number, "file_name": f"{number}.jpg", "width": size[0], "height": size[1]})
+    (tmp_path / "set.json").write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    dataset = open_dataset(tmp_path)
+    green_right = bool(dataset.read(0).image[10, 36, 1] > 150)
+    assert green_right == turned, "the half turn is applied where the quarter turn is"
+    notes = examine(tmp_path).notes
+    expected = "as a viewer shows them" if turned else "as they are stored, as the stated sizes say"
+    assert any(f"2 images have an EXIF orientation, read {expected}; of 1 of them" in note for note in notes)

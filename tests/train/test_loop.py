@@ -81,7 +81,7 @@ def test_training_on_nothing_is_refused_before_the_first_step(tiny: Make, tiny_d
     (tmp_path / "val.json").write_text((tiny_data / "val.json").read_text())
     (tmp_path / "images").symlink_to(tiny_data / "images")
     config = tiny([f"data.root={tmp_path}", "data.train=crowd.json", "data.val=val.json", "data.synthetic=null"])
-    with pytest.raises(InputError, match=r"crowd.json: no object to learn from in 64 images, all \d+ of them crowd"):
+    with pytest.raises(InputError, match=r"\(crowd.json\): no object to learn .* all \d+ of them crowd"):
         train(config)
     assert not Path(config.run_dir or "").exists()
 
