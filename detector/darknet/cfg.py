@@ -14,6 +14,9 @@ MAX_DIMENSION = 1 << 16
 """No sensible cfg has more channels, pixels or filters; the limit keeps a typo from using up the memory."""
 
 
+_SHORT_NAMES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool", "soft": "softmax"}
+
+
 @dataclass
 class Section:
     """One [section].
@@ -99,7 +102,8 @@ def parse_cfg(text: str, where: str) -> list[Section]:
         if line.startswith("["):
             if not line.endswith("]"):
                 raise InputError(f"{where}, line {number}: expected [section], got {line[:60]!r}")
-            sections.append(Section(line[1:-1].strip(), where, number))
+            name = line[1:-1].strip()
+            sections.append(Section(_SHORT_NAMES.get(name, name), where, number))
             continue
         key, separator, value = line.partition("=")
         if not separator or not key.strip():

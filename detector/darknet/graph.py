@@ -43,12 +43,26 @@ _KNOWN_KEYS = {
     "iou_thresh iou_normalizer obj_normalizer cls_normalizer uc_normalizer delta_normalizer max_delta nms_kind "
     "beta_nms beta1 iou_thresh_kind label_smooth_eps objectness_smooth focal_loss max",
 }
+_KEYS_THAT_CHANGE_OUTPUTS = {
+    "convolutional": "xnor binary antialiasing deform stretch sway rotate stretch_sway assisted_excitation share_index",
+    "maxpool": "antialiasing",
+    "shortcut": "weights_type weights_normalization",
+    "scale_channels": "scale_wh",
+}
+"""What this program does not compute: a cfg with it would give other detections, so it is refused."""
 Shape = tuple[int, int, int]
 
 
 def warn_of_unknown_keys(section: Section) -> None:
-    """Warns of every key that this program does not know, with file and line."""
+    """Warns of every key that this program does not know, with file and line.
+
+    Raises:
+        InputError: the key changes the outputs.
+    """
     name = "net" if section.name == "network" else section.name
+    for key in _KEYS_THAT_CHANGE_OUTPUTS.get(name, "").split():
+        if section.text(key, "0") not in {"0", "none"}:
+            raise section.error(key, "is not supported, and without it every output would be another one")
     for key in sorted(section.options.keys() - set(_KNOWN_KEYS[name].split())):
         value, line = section.options[key]
         _LOG.warning("%s, line %d: [%s] %s=%s is unknown and ignored", section.where, line, section.name, key, value)

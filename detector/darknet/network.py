@@ -23,6 +23,7 @@ from detector.darknet.weights import (
     write_weights,
 )
 from detector.errors import InputError
+from detector.files import read_text
 from detector.models.layers import ConvBN
 
 MAX_WEIGHTS = 1 << 29
@@ -49,8 +50,10 @@ class DarknetNetwork(nn.Module):
         warn_of_unknown_keys(net)
         self.cfg_text = cfg_text
         self.net = net
+        if net.integer("channels", 3) != 3:
+            raise net.error("channels", "expected 3; images are read in colour")
         self.size_chw = (
-            net.integer("channels", 3, minimum=1),
+            3,
             net.integer("height", 416, minimum=1),
             net.integer("width", 416, minimum=1),
         )
@@ -64,8 +67,19 @@ class DarknetNetwork(nn.Module):
         self.yolo_sections = builder.yolos
         self.shapes = builder.shapes
         self._outputs = [i for i, kind in enumerate(self.kinds) if kind == "yolo"]
-        self.strides = tuple(self.size_chw[2] // builder.shapes[i][2] for i in self._outputs)
+        self.strides = tuple(self._stride(builder.shapes[i]) for i in self._outputs)
         self._last_use = {source: i for i, sources in enumerate(self.sources) for source in sources}
+
+    def _stride(self, shape: tuple[int, int, int]) -> int:
+        """Input pixels per cell of a map. Raises: InputError: the sides of the input are not multiples of it."""
+        for name, side, cells in zip(("height", "width"), self.size_chw[1:], shape[1:], strict=True):
+            if side % cells:
+                raise self.net.error(name, "expected a multiple of the network's stride (32 for most)")
+        if self.size_chw[1] // shape[1] != self.size_chw[2] // shape[2]:
+            raise self.net.error(
+                "height", f"gives {shape[1]}x{shape[2]} cells that are not square; expected a multiple of 32"
+            )
+        return self.size_chw[2] // shape[2]
 
     def forward(self, images: Tensor, all_layers: bool = False) -> list[Tensor] | Tensor:
         """Images (B, C, H, W) -> what the [yolo] sections read, in file order; for a classifier the logits (B, C).
@@ -145,10 +159,7 @@ def load_darknet(
         InputError: the cfg cannot be read or built (file and line), or the weights do not fit it.
     """
     cfg_path = Path(cfg_path)
-    try:
-        text = cfg_path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"{cfg_path}: cannot be read: {error.strerror}") from error
+    text = read_text(cfg_path)
     network = _plan(text, str(cfg_path), cpu_parity=cpu_parity)
     if weights_path is not None:
         check_size(Path(weights_path), network.convolutions())  # before any memory is allocated

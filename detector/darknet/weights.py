@@ -44,12 +44,12 @@ def read_header(content: bytes, where: str) -> tuple[WeightsHeader, int]:
     if len(content) < 16:
         raise InputError(f"{where}: is not a Darknet weights file: only {len(content)} bytes")
     major, minor, revision = struct.unpack_from("<iii", content)
-    if not (major == 0 and minor in (1, 2)):
-        raise InputError(f"{where}: is not a Darknet weights file of version 0.1 or 0.2 (got {major}.{minor})")
-    length = 20 if minor == 2 else 16
+    if not (0 <= major < 10 and 0 <= minor < 10 and major + minor > 0):
+        raise InputError(f"{where}: is not a Darknet weights file: its header says version {major}.{minor}")
+    length = 20 if major * 10 + minor >= 2 else 16
     if len(content) < length:
         raise InputError(f"{where}: is not a Darknet weights file: only {len(content)} bytes")
-    (seen,) = struct.unpack_from("<Q" if minor == 2 else "<I", content, 12)
+    (seen,) = struct.unpack_from("<Q" if length == HEADER_BYTES else "<I", content, 12)
     return WeightsHeader(major, minor, revision, seen), length
 
 

@@ -248,7 +248,8 @@ def _require_all_rows(content: bytes, where: str, header: Header) -> None:
         return  # of a kind that Pillow does not read
     if missing_from is not None and missing_from < height - 16:  # one row of blocks does not matter
         raise InputError(
-            f"{where}: is not a readable image: its last {height - missing_from} of {height} rows are missing; fetch it again"
+            f"{where}: is not a readable image: its last {height - missing_from} of {height} rows are missing; fetch "
+            "it again"
         )
 
 

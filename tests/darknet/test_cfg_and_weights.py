@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from detector.darknet import build_darknet, load_darknet
 from detector.darknet.cfg import format_cfg, parse_cfg
 from detector.darknet.names import find_names, read_names
-from detector.darknet.weights import WeightsHeader, weights_size
+from detector.darknet.weights import WeightsHeader, read_header, weights_size
 from detector.errors import InputError
 
 SMALL = """[net]
@@ -136,7 +136,7 @@ def test_short_long_and_wrong_files(tmp_path: Path) -> None:
         (content[:-8], r"ends 8 bytes before layer 1 \[convolutional\] is complete"),
         (content[:40], r"before layer 0 \[convolutional\]"),
         (content + b"1234", "4 bytes are left after the last layer"),
-        (b"\x07" * 40, "not a Darknet weights file of version 0.1 or 0.2"),
+        (b"\x07" * 40, "not a Darknet weights file: its header says version"),
         (b"", "only 0 bytes"),
         (content[:18], "only 18 bytes"),
     ):
@@ -220,3 +220,45 @@ def test_the_names_of_a_cfg_are_its_own_and_ambiguity_is_an_error(tmp_path: Path
     assert find_names(cfg, 2) == ("helmet", "head")
     with pytest.raises(InputError, match=r"has 2 class names, .* has 3 classes"):
         find_names(cfg, 3)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("convolutional", "xnor=1"),
+        ("convolutional", "antialiasing=1"),
+        ("maxpool", "antialiasing=1"),
+        ("shortcut", "weights_type=per_feature"),
+        ("scale_channels", "scale_wh=1"),
+    ],
+)
+def test_what_changes_the_outputs_and_is_not_computed_is_refused_by_name(section: str, key: str) -> None:
+    text = f"[net]\nheight=32\nwidth=32\n[convolutional]\nfilters=3\n[{section}]\nfrom=-1\nactivation=linear\n{key}\n"
+    with pytest.raises(InputError, match=rf"x.cfg, line 9: \[{section}\] {key}: is not supported"):
+        build_darknet(text, "x.cfg")
+    build_darknet(text.replace(key, key.split("=")[0] + "=0"), "x.cfg")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("channels=1", r"\[net\] channels=1: expected 3"),
+        ("height=240", r"\[net\] height=240: gives 8x2 cells that are not square; expected a multiple of 32"),
+        ("width=100", r"\[net\] width=100: expected a multiple"),
+    ],
+)
+def test_inputs_that_are_not_computed_as_darknet_does_are_refused(line: str, message: str) -> None:
+    sizes = {"channels": "3", "height": "64", "width": "64"} | dict([line.split("=")])
+    halves = "[conv]\nbatch_normalize=1\nfilters=18\nsize=3\nstride=2\npad=1\nactivation=leaky\n" * 5
+    net = "".join(f"{key}={value}\n" for key, value in sizes.items())
+    yolo = "[yolo]\nmask=0,1,2\nanchors=1,1,2,2,3,3\nclasses=1\nnum=3\n"
+    with pytest.raises(InputError, match=message):
+        build_darknet(f"[net]\n{net}{halves}{yolo}", "x.cfg")
+    build_darknet(f"[net]\nwidth=64\nheight=96\n{halves}{yolo}", "x.cfg")
+
+
+def test_headers_of_other_versions(tmp_path: Path) -> None:
+    for version, wide in (((0, 1), False), ((0, 2), True), ((0, 3), True), ((1, 0), True)):
+        content = struct.pack("<iii" + ("Q" if wide else "I"), *version, 0, 64)
+        header, length = read_header(content, "x.weights")
+        assert (header.seen, length) == (64, len(content))
