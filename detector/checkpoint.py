@@ -114,14 +114,16 @@ def _parse_record(text: str | None, path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: was not written by this program, or by a newer version (expected {FORMAT})")
 
 
-def holds_classifier(path: Path) -> bool:
-    """Whether a weights file is a classifier's, from its header alone; False for a damaged one."""
+def kind_of_weights(path: Path) -> str | None:
+    """Classifier or detector, from a weights file's header alone; None for a damaged or foreign one."""
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (SafetensorError, OSError, ValueError):
-        return False
-    return "num_classes" in record.get("model", {})
+        return None
+    if not record:
+        return None
+    return "classifier" if "num_classes" in record.get("model", {}) else "detector"
 
 
 def find_weights(folders: Iterable[Path], *, detectors_only: bool = True) -> Path:
@@ -138,7 +140,8 @@ def find_weights(folders: Iterable[Path], *, detectors_only: bool = True) -> Pat
     runs = [path for folder in folders for path in folder.glob("*/best.safetensors")]
     released = [path for folder in folders for path in folder.glob("*.safetensors")]
     for found in (runs, released):
-        candidates = [path for path in found if not (detectors_only and holds_classifier(path))]
+        wanted = {"detector"} if detectors_only else {"detector", "classifier"}
+        candidates = [path for path in found if kind_of_weights(path) in wanted]
         if candidates:
             return max(candidates, key=lambda path: path.stat().st_mtime)
     raise InputError("no weights found in weights/; train first (make demo, or tools/train.py) or give --weights FILE")

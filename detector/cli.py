@@ -86,7 +86,7 @@ def parse_size(sides: Sequence[int]) -> tuple[int, int]:
 
 def print_json(content: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(content))
+    print(json.dumps(content, allow_nan=False))
 
 
 def print_note(message: str) -> None:

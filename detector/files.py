@@ -108,6 +108,11 @@ def plain_name(path: str) -> Iterator[str]:
         yield path
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name, also if the name is impossible, for which Path.is_file raises."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 

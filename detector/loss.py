@@ -20,6 +20,8 @@ from detector.anchors import cell_corners, decode_boxes, encode_boxes, split_raw
 from detector.assign import Assignment, assign_targets
 from detector.boxes import best_iou, elementwise_iou
 
+LARGEST_LOG_SIZE = 4.0
+"""A box 55 times as large or as small as its anchor is pulled back."""
 PAIRS_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 """Boxes of objects times predictions that are compared in one call: what a CPU's cache holds, or 64 MB on a GPU."""
 
@@ -119,7 +121,10 @@ class YoloLoss:
             # Unlike Darknet, the gradient passes through the sigmoid, as autograd computes it for this loss.
             predicted = decode_boxes(found[:, :4], cells_xy, anchors, stride=stride, scale_xy=scale_xy)
             target = assignment.boxes_xyxy.to(predicted.dtype)
-            return torch.where(assignment.positive, 1 - elementwise_iou(predicted, target, kind=self.box), 0).sum()
+            overlap = torch.where(assignment.positive, 1 - elementwise_iou(predicted, target, kind=self.box), 0)
+            # Far from any object's size the overlap has no gradient left, and a network that overshot would stay there.
+            runaway = (found[:, 2:4].abs() - LARGEST_LOG_SIZE).clamp(min=0)
+            return overlap.sum() + runaway.sum()
         centre, size = encode_boxes(assignment.boxes_xyxy, cells_xy, anchors, stride=stride, scale_xy=scale_xy)
         extent = assignment.boxes_xyxy[:, 2:] - assignment.boxes_xyxy[:, :2]
         weight = 2 - extent.prod(dim=1) / (size_hw[0] * size_hw[1])  # small objects count more

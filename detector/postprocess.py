@@ -10,6 +10,7 @@ K candidates, K' those that remain after a step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 from detector.errors import InputError
 from detector.structures import Detections, Floats, Ints
 
+_LOG = logging.getLogger(__name__)
 MAX_CANDIDATES = 10_000
 DARKNET_MIN_SCORE = 0.005
 SMALLEST_SIDE = 1e-6
@@ -138,6 +140,10 @@ def postprocess(
         if len(mine.scores) > MAX_CANDIDATES:
             mine = mine.take(_best_first(mine.scores)[:MAX_CANDIDATES])
         rows = _suppress(mine, thresholds.nms_threshold, decoder.nms_beta)[: thresholds.max_detections]
+        finite = np.isfinite(mine.boxes_xyxy[rows]).all(axis=1)
+        if not finite.all():
+            _LOG.warning("%d boxes are not numbers and were dropped; the network is damaged", (~finite).sum())
+            rows = rows[finite]
         ranks = _darknet_ranks(mine)[rows] if darknet_ranks else None
         results.append(
             Detections(mine.boxes_xyxy[rows], mine.scores[rows], mine.labels[rows], ranks, mine.where[1, rows])

@@ -49,7 +49,7 @@ THIRD_PARTY = {
     "safetensors": {"checkpoint"},
     "albumentations": {"data"},
     "tensorboard": {"train"},
-    "PIL": {"data"},
+    "PIL": {"data", "render"},
     "msgspec": {"data"},
     "torchvision": {"data"},
     "onnx": {"export", "runtime"},

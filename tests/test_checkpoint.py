@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,24 @@ def test_find_weights_prefers_the_newest_run(tmp_path: Path) -> None:
         save(tmp_path / name / "best.safetensors")
         os.utime(tmp_path / name / "best.safetensors", (1e9 - age, 1e9 - age))
     assert find_weights([tmp_path]) == tmp_path / "new" / "best.safetensors"
+
+
+def test_one_bad_file_does_not_stop_the_search_for_the_newest_weights(tmp_path: Path) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / name).mkdir()
+    save(tmp_path / "good/best.safetensors")
+    (tmp_path / "bad/best.safetensors").write_bytes(b"cut off")
+    assert find_weights([tmp_path]) == tmp_path / "good/best.safetensors"
+
+
+def test_a_link_stays_one_and_the_umask_holds(tmp_path: Path) -> None:
+    save(tmp_path / "real.safetensors", 1.0)
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "real.safetensors")
+    previous = os.umask(0o027)
+    try:
+        save(tmp_path / "link.safetensors", 2.0)
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "link.safetensors").is_symlink()
+    assert load_checkpoint(tmp_path / "real.safetensors").weights()["a"].tolist() == [2, 2]
+    assert (tmp_path / "real.safetensors").stat().st_mode & 0o777 == 0o640

@@ -170,7 +170,8 @@ def loss_by_loops(loss: YoloLoss, raw_maps: list[Tensor], images: list[Objects],
                     squares = (raw[place][2:4] - log_size).pow(2).sum()
                     box_term = box_term + weight * (loss.scale_xy[scale] * cross_entropy + squares / 2)
                 else:
-                    box_term = box_term + 1 - OVERLAP[loss.box](decoded[place][None], box[None]).squeeze()
+                    runaway = (raw[place][2:4].abs() - 4).clamp(min=0).sum()
+                    box_term = box_term + 1 - OVERLAP[loss.box](decoded[place][None], box[None]).squeeze() + runaway
                 wanted = torch.zeros(loss.num_classes, dtype=torch.float64)
                 wanted[list(classes)] = 1
                 wanted = wanted * (1 - loss.label_smoothing) + loss.label_smoothing / 2
@@ -205,7 +206,9 @@ def test_the_loss_equals_its_loops(seed: int) -> None:
         match_threshold=[0.3, 1.0][seed // 2 % 2],
         label_smoothing=[0.0, 0.1][seed // 4 % 2],
     )
+    spread = [1.0, 3.0][seed // 8 % 2]
     maps = [torch.randn(3, 16, size_hw[0] // s, size_hw[1] // s, generator=generator).double() for s in (8, 16)]
+    maps = [spread * each for each in maps]
     ours, loops = ([each.clone().requires_grad_() for each in maps] for _ in range(2))
     boxes = [torch.stack([box for box, _ in image]) if image else torch.zeros(0, 4).double() for image in images]
     labels = [torch.tensor([label for _, label in image], dtype=torch.int64) for image in images]

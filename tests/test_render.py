@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from detector.render import class_color, draw, tile
+from detector.render import _text_mask, class_color, draw, tile
 from detector.structures import Detections
 
 NAMES = ("cat", "dog")
@@ -54,3 +54,18 @@ def test_tile_keeps_aspects() -> None:
     assert grid[5, 22].min() == 255, "the space above the image is white"
     assert grid[64, 64].min() == 255, "the fourth cell is empty"
     assert tile([], columns=2, cell_hw=(4, 4)).min() == 255
+
+
+@pytest.mark.parametrize("name", ["猫", "собака", "größe", "مرحبا"])
+def test_names_in_any_script_are_drawn(name: str) -> None:
+    found = Detections(np.array([[10, 40, 60, 60]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    blank, named, marks = (
+        draw(np.zeros((80, 200, 3), np.uint8), found, [text], scores=False) for text in (" ", name, "?" * len(name))
+    )
+    assert not np.array_equal(named, blank)
+    assert not np.array_equal(named, marks)
+
+
+def test_a_letter_that_no_font_has_is_shown_by_its_code() -> None:
+    unknown = "\U000f1234"  # of the area for private use
+    assert _text_mask(unknown, 1.0).shape == _text_mask(f"U+{ord(unknown):04X}", 1.0).shape

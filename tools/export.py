@@ -4,7 +4,7 @@ Examples:
     python tools/export.py weights/mine --to openvino --out mine.xml
     python tools/export.py weights/mine --to openvino --precision int8 --data data/bccd --out mine_int8.xml
     python tools/export.py weights/mine --to onnx --with-nms --out mine.onnx
-    python tools/export.py yolov4-tiny.cfg --weights yolov4-tiny.weights --to torchscript --out tiny.torchscript
+    python tools/export.py yolov4-tiny.cfg --weights yolov4-tiny.weights --to onnx --out tiny.onnx
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 from detector.cli import Parser, print_json, print_note, run
 from detector.config import ClassifyConfig, DetectConfig, RunConfig, build_config, load_run_config, to_yaml
 from detector.errors import InputError
+from detector.runtime.threads import share_processors
 
 
 def load_experiment(path: str, overrides: list[str], names: str | None) -> RunConfig:
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/, or a Darknet cfg")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
     parser.add_argument("--resume", action="store_true", help="continue the run in run_dir, or start it")
+    parser.add_argument("--allow-change", action="store_true", help="resume also with other settings; recorded")
     parser.add_argument("--weights", help="start from what fits in this file (.safetensors, or .weights for a cfg)")
     parser.add_argument("--names", help="file of class names, for a cfg (default: a *.names beside it)")
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
@@ -58,11 +60,21 @@ def main(arguments: list[str]) -> int:
             return replay_classifier(config, options.replay, as_json=options.json)
         return replay(config, options.replay, as_json=options.json)
 
+    note = share_processors()
+    if note:
+        print_note(note)
+
     from detector.train.distributed import first_process
     from detector.train.loop import InterruptedRunError, train
 
     try:
-        metrics = train(config, resume=options.resume, weights=options.weights, progress=True)
+        metrics = train(
+            config,
+            resume=options.resume,
+            allow_change=options.allow_change,
+            weights=options.weights,
+            progress=True,
+        )
     except InputError:
         if first_process():
             raise

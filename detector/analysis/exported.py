@@ -11,16 +11,12 @@ from typing import Any
 
 import numpy as np
 import openvino
-import torch
 from openvino import properties
 
 from detector.analysis.complexity import LayerCost
 from detector.errors import InputError
-from detector.runtime.formats import format_of
 from detector.runtime.openvino_backend import read_model
-from detector.runtime.record import ExportRecord
 from detector.runtime.signal_stack import kept_signal_stack
-from detector.runtime.torch_backend import load_script
 
 WARM_UP = 3
 CONVOLUTIONS = ("Convolution", "GroupConvolution")
@@ -61,7 +57,7 @@ def exported_costs(path: Path, *, threads: int, runs: int = 10) -> ExportedCosts
     Biases are not counted: in an exported file they hold the folded normalisation.
 
     Args:
-        path: .onnx, .xml or .torchscript.
+        path: .onnx or .xml.
         threads: number of threads to run with.
         runs: measured runs on one image, after some warm-up runs.
 
@@ -91,7 +87,7 @@ def _read_for_one_image(path: Path) -> openvino.Model:
     """The model at batch 1. Raises: InputError: it does not have exactly one input for images of one size."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    model = _read_script(path) if format_of(path) == "torchscript" else read_model(path)
+    model = read_model(path)
     shapes = [port.get_partial_shape() for port in model.inputs]
     if (
         len(shapes) != 1
@@ -119,19 +115,6 @@ def _measure(compiled: openvino.CompiledModel, runs: int) -> tuple[dict[str, flo
                     spent[node.node_name].append(1000 * node.real_time.total_seconds())
                 totals.append(request.latency)
     return {name: median(values) for name, values in spent.items()}, median(totals)
-
-
-def _read_script(path: Path) -> openvino.Model:
-    """Our TorchScript file as an OpenVINO model, its convolutions named as in the network. Raises: InputError."""
-    script, text = load_script(path)
-    height, width = ExportRecord.from_json(text, str(path)).preprocess.size_hw
-    model = openvino.convert_model(script, example_input=torch.zeros(1, 3, height, width))
-    model.reshape([1, 3, height, width])
-    for operation in model.get_ops():
-        if operation.get_type_name() in CONVOLUTIONS:
-            weights = operation.input_value(1).get_node().get_friendly_name()
-            operation.set_friendly_name(weights.removeprefix("self.").removesuffix(".weight"))
-    return model
 
 
 def executed_steps(compiled: openvino.CompiledModel) -> list[Step]:

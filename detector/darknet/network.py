@@ -73,12 +73,9 @@ class DarknetNetwork(nn.Module):
     def _stride(self, shape: tuple[int, int, int]) -> int:
         """Input pixels per cell of a map. Raises: InputError: the sides of the input are not multiples of it."""
         for name, side, cells in zip(("height", "width"), self.size_chw[1:], shape[1:], strict=True):
-            if side % cells:
-                raise self.net.error(name, "expected a multiple of the network's stride (32 for most)")
-        if self.size_chw[1] // shape[1] != self.size_chw[2] // shape[2]:
-            raise self.net.error(
-                "height", f"gives {shape[1]}x{shape[2]} cells that are not square; expected a multiple of 32"
-            )
+            stride = side // cells
+            if side % cells or stride & (stride - 1):
+                raise self.net.error(name, f"gives cells of {side / cells:.4g} pixels; expected a multiple of 32")
         return self.size_chw[2] // shape[2]
 
     def forward(self, images: Tensor, all_layers: bool = False) -> list[Tensor] | Tensor:

@@ -20,6 +20,8 @@ from detector.errors import InputError
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+MAX_GROWTH = 50
+"""Labels in text shrink to a tenth when they are packed; a zip bomb grows a thousand times."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Archive:
     inner: str = ""
 
 
-_COCO = "http://images.cocodataset.org"
+_COCO = "https://s3.amazonaws.com/images.cocodataset.org"
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 ARCHIVES: dict[str, tuple[Archive, ...]] = {
-    # COCO publishes no checksums; the archives contain their own (CRC of every member).
+    # Checksums as other projects list them; COCO publishes none.
     "coco": (
-        Archive(f"{_COCO}/annotations/annotations_trainval2017.zip"),
-        Archive(f"{_COCO}/annotations/image_info_test2017.zip"),
-        Archive(f"{_COCO}/zips/val2017.zip"),
-        Archive(f"{_COCO}/zips/train2017.zip"),
-        Archive(f"{_COCO}/zips/test2017.zip"),
+        Archive(f"{_COCO}/annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c"),
+        Archive(f"{_COCO}/annotations/image_info_test2017.zip", "85da7065e5e600ebfee8af1edb634eb5"),
+        Archive(f"{_COCO}/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80"),
+        Archive(f"{_COCO}/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2"),
+        Archive(f"{_COCO}/zips/test2017.zip", "77ad2c53ac5d0aea611d422c0938fb35"),
     ),
-    # Checksums as in torchvision.datasets.voc.
+    # Without https; the checksums, as in torchvision.datasets.voc, protect it.
     "voc": (
         Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", "6cd6e144f989b92b3379bac3b3de84fd"),
         Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64"),
@@ -153,6 +155,14 @@ def _check_md5(path: Path, expected: str) -> None:
         )
 
 
+def _require_plausible_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raises: InputError: the content is far larger than images and labels in an archive of this size can be."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_GROWTH * path.stat().st_size:
+        path.unlink()
+        raise InputError(f"{path.name}: would grow to {size / 1e9:.1f} GB, which no data set does; file removed")
+
+
 def _unpack(path: Path, root: Path, inner: str) -> None:
     """Unpacks .zip and .tar*; the libraries keep every file inside the folder."""
     unpacked = root / f".{path.name}.unpacked" if inner else root
@@ -160,6 +170,7 @@ def _unpack(path: Path, root: Path, inner: str) -> None:
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
+                _require_plausible_size(archive, path)
                 archive.extractall(unpacked)  # noqa: S202 (zipfile removes .. and absolute names)
         else:
             with tarfile.open(path) as archive:

@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
 from detector.errors import InputError
-from detector.files import replacing
+from detector.files import is_file, replacing
 from detector.structures import Image
 
 MAX_PIXELS = int(os.environ.get("DETECTOR_MAX_PIXELS", str(2**28)))
@@ -139,7 +139,7 @@ def decode_image(
 
 def read_header(path: Path) -> Header:
     """The header of an image file. Raises: InputError."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path}: is not a readable image: no such file")
     return _read_header(path, str(path))
 

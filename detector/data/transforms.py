@@ -7,18 +7,15 @@ Legend: H, W network size; H0, W0 size of the image that was read; n objects.
 
 from __future__ import annotations
 
-import os
 import warnings
 
+import albumentations as A
 import cv2
 import numpy as np
 
 from detector.config import AugmentConfig
 from detector.preprocess import fit_image, resize
 from detector.structures import Floats, Image, Sample
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it looks for a newer version online
-import albumentations as A
 
 MIN_VISIBLE_SHARE = 0.1
 """After a crop an object is kept if at least this share of its area is visible (Darknet keeps every sliver)."""

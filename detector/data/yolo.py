@@ -14,6 +14,7 @@ from detector.errors import InputError
 from detector.files import (
     SHOWN_SUFFIXES,
     Finder,
+    is_file,
     is_image_name,
     list_files,
     list_images,
@@ -214,7 +215,7 @@ def _label_folders(folder: Path) -> list[Path]:
 def _label_file(image_path: Path) -> Path | None:
     """The label file of an image."""
     candidates = [folder / f"{image_path.stem}.txt" for folder in _label_folders(image_path.parent)]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def _report_unlabelled(builder: DatasetBuilder, unlabelled: list[Path], num_images: int) -> None:
@@ -229,7 +230,7 @@ def _report_unlabelled(builder: DatasetBuilder, unlabelled: list[Path], num_imag
 
 
 def _exists(image_path: Path) -> bool:
-    return image_path.is_file() and is_image_name(image_path)
+    return is_file(image_path) and is_image_name(image_path)
 
 
 def _add(builder: DatasetBuilder, image_path: Path, labels: Path | None, names: tuple[str, ...]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
-from torch import nn
 
 from detector.config import ModelConfig, PreprocessConfig
 from detector.darknet import DarknetNetwork
@@ -17,12 +14,10 @@ from detector.darknet.export import export_detector
 from detector.errors import InputError
 from detector.export.gate_data import GateData, MeasureAP50
 from detector.inference.find import LoadedDetector
-from detector.models.layers import fold_batchnorm
 from detector.runtime.formats import format_of
 from detector.runtime.onnx_graph import set_record, to_half, to_onnx
 from detector.runtime.protocol import Pixels
 from detector.runtime.record import METADATA_KEY, ExportRecord
-from detector.runtime.torch_backend import RECORD_FILE
 
 
 def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, out: Path) -> dict[str, Any]:
@@ -41,8 +36,6 @@ def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, o
         InputError: the format does not support a part of the network, or int8 without labels.
     """
     name = format_of(out)
-    if name == "torchscript":
-        return _write_script(loaded.network, record, out)
     if name == "darknet":
         return _write_darknet(loaded, record.preprocess, out)
     graph = to_onnx(
@@ -55,18 +48,6 @@ def write_format(loaded: LoadedDetector, record: ExportRecord, data: GateData, o
     if name == "onnx":
         return _write_onnx(graph, record, data, out)
     return _write_openvino(graph, record, data, out)
-
-
-def _write_script(network: nn.Module, record: ExportRecord, out: Path) -> dict[str, Any]:
-    batch = record.batch or 2
-    example = torch.rand(batch, 3, *record.preprocess.size_hw)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TracerWarning: shapes that are read; the gate also runs another size
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            fold_batchnorm(network).cpu(), example
-        )
-        torch.jit.save(traced, str(out), _extra_files={RECORD_FILE: record.to_json()})
-    return {}
 
 
 def _write_darknet(loaded: LoadedDetector, preprocess: PreprocessConfig, out: Path) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _refuse(
     try:
         image = np.repeat(data.images[:1], record.batch or 1, axis=0)
         expected = run_layers(loaded.network, image)
-        first = first_difference(expected, run_export_layers(trial, loaded.network, image, expected), allowed)
+        first = first_difference(expected, run_export_layers(trial, loaded.network, image), allowed)
     except Exception as error:  # whatever the libraries raise; the export is refused anyway
         first = {"layer": f"unknown ({' '.join(str(error).split())})"}
     measured = {

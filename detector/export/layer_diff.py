@@ -21,7 +21,6 @@ from detector.models.layers import fold_batchnorm
 from detector.runtime.formats import format_of
 from detector.runtime.onnx_graph import last_nodes_of_modules
 from detector.runtime.protocol import Pixels, relative_difference, to_planes
-from detector.runtime.torch_backend import load_script
 from detector.structures import Floats
 
 
@@ -84,24 +83,19 @@ def first_difference(
     return None
 
 
-def run_export_layers(
-    path: Path, network: nn.Module, images: Pixels, reference: Mapping[str, Layer]
-) -> dict[str, Floats]:
+def run_export_layers(path: Path, network: nn.Module, images: Pixels) -> dict[str, Floats]:
     """Outputs of a network's modules in an exported file, by the modules' paths.
 
     Args:
-        path: .onnx, .xml, .torchscript or .cfg.
+        path: .onnx, .xml or .cfg.
         network: the one that was exported.
         images: (B, H, W, 3) uint8.
-        reference: the network's layers; for TorchScript each module is run on the inputs recorded there.
     """
     name = format_of(path)
     if name == "onnx":
         return _onnx_layers(path, images)
     if name == "openvino":
         return _openvino_layers(path, images)
-    if name == "torchscript":
-        return _script_layers(path, reference)
     return _darknet_layers(path, network, images)
 
 
@@ -134,17 +128,6 @@ def _openvino_layers(path: Path, images: Pixels) -> dict[str, Floats]:
     model = openvino.Model([node.output(0) for node in unique.values()], model.get_parameters(), "layers")
     outputs = dict(zip(unique, OpenVinoRuntime(model, batch=None).run(images), strict=True))
     return {path: outputs[name] for path, name in last_of.items()}
-
-
-def _script_layers(path: Path, reference: Mapping[str, Layer]) -> dict[str, Floats]:
-    modules = dict(load_script(path)[0].named_modules())
-    outputs = {}
-    with torch.no_grad():
-        for name, layer in reference.items():
-            # Tracing keeps only the name of an identity.
-            if name in modules and modules[name].original_name != "Identity":
-                outputs[name] = modules[name](*layer.inputs).numpy().copy()
-    return outputs
 
 
 def _darknet_layers(path: Path, network: nn.Module, images: Pixels) -> dict[str, Floats]:

@@ -49,8 +49,6 @@ def check_request(loaded: LoadedDetector, request: Request) -> None:
     for option, asked in graph_only.items():
         if asked and request.to == "darknet":
             raise InputError(f"{option}: a Darknet cfg cannot hold that; use --to onnx or openvino")
-    if request.suppression is not None and request.to == "torchscript":
-        raise InputError("--with-nms: is for --to onnx and openvino")
     if request.precision == "int8" and (request.suppression or request.dynamic or request.batch != 1):
         raise InputError("--precision int8: works with one size and batch 1 only; leave out --with-nms and --dynamic")
     if request.to == "darknet" and not isinstance(loaded.model, ModelConfig):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ import torch
 
 from detector.errors import InputError
 from detector.files import write_atomically
-from detector.inference.find import Loaded, LoadedDetector, LoadedExport, identity
+from detector.inference.find import PROJECT_ROOT, Loaded, LoadedDetector, LoadedExport, identity
 from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
 from detector.runtime.threads import cpu_name, usable_cpus
@@ -84,10 +83,6 @@ def possible_backends(loaded: Loaded) -> tuple[str, ...]:
 
 
 def _open_file(loaded: LoadedExport, backend: str, threads: int | None, streams: int) -> Runtime:
-    if backend == "torch":
-        from detector.runtime.torch_backend import TorchScriptRuntime
-
-        return TorchScriptRuntime(loaded.path, batch=loaded.record.batch)
     return _open_graph(loaded.path, backend, batch=loaded.record.batch, threads=threads, streams=streams)
 
 
@@ -131,14 +126,13 @@ def fastest_backend(loaded: Loaded, possible: Sequence[str], *, threads: int | N
     """Measures the backends in turn, one image at a time, and remembers the fastest for this file and machine.
 
     bfloat16 is measured only if the processor computes in it. A backend that cannot be opened is skipped. The answer
-    is kept in ~/.cache/detector/backends.json (or $XDG_CACHE_HOME) until the file, the processor, the number of
-    threads or a library changes.
+    is kept in weights/.backends.json until the file, the processor, the number of threads or a library changes.
 
     Raises:
         InputError: no backend can run it.
     """
     key = _cache_key(loaded, possible, threads)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detector" / "backends.json"
+    cache = PROJECT_ROOT / "weights" / ".backends.json"
     known = _read_cache(cache)
     if known.get(key) in possible:
         return known[key]

@@ -27,6 +27,7 @@ from detector.postprocess import Decoder
 from detector.runtime.formats import FORMATS, format_of, is_export
 from detector.runtime.record import ExportRecord
 
+_RUNS_CODE = {".torchscript", ".pt", ".pth", ".pkl"}
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -165,17 +166,17 @@ def _record_text(path: Path) -> str:
         from detector.runtime import onnx_graph
 
         return onnx_graph.record_text(path)
-    if name == "openvino":
-        from detector.runtime import openvino_backend
+    from detector.runtime import openvino_backend
 
-        return openvino_backend.record_text(openvino_backend.read_model(path))
-    from detector.runtime.torch_backend import load_script
-
-    return load_script(path)[1]
+    return openvino_backend.record_text(openvino_backend.read_model(path))
 
 
 def load_any(model: str | Path) -> Loaded:
     """`load_detector` or `load_export`, by the suffix. Raises: InputError."""
+    if Path(model).suffix in _RUNS_CODE:
+        raise InputError(
+            f"{model}: is not opened, since such a file can run any code; give .safetensors, .onnx, .xml or .cfg"
+        )
     return load_export(Path(model)) if is_export(model) else load_detector(model)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +19,15 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from detector.data.images import read_image
+from detector.data.images import read_image, read_image_size
 from detector.errors import InputError
 from detector.files import SHOWN_SUFFIXES, Finder, expand, list_images, read_list
 from detector.structures import Detections, Image
 
 FORMATS = (".json", ".jsonl")
 READ_AHEAD_BATCHES = 2
+PIXELS_AT_ONCE = 2**26
+"""Of the images of a batch: 200 MB."""
 
 Predict = Callable[[Sequence[Image]], list[Detections]]
 
@@ -118,7 +121,7 @@ def predict_many(
         with tqdm(total=len(images), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
             for batch in _read_ahead(waiting, readers, batch_size):
                 for line in _predict_batch(batch, predict, class_names):
-                    record.write(json.dumps(line).encode() + b"\n")
+                    record.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 record.flush()
                 bar.update(len(batch))
         report = _finish(partial, out, class_names, resumed=len(done))
@@ -140,18 +143,31 @@ def _lock(record: BinaryIO, partial: Path) -> None:
 def _read_ahead(
     paths: Sequence[Path], readers: ThreadPoolExecutor, batch_size: int
 ) -> Iterator[list[tuple[Path, Future[Image]]]]:
-    """Batches of images that are read while the batch before is processed."""
+    """Batches of images that are read while the batch before is processed; fewer at a time where they are large."""
     ahead: list[list[tuple[Path, Future[Image]]]] = []
-    remaining = iter(paths)
-    while True:
-        while len(ahead) < READ_AHEAD_BATCHES:
-            batch = [(path, readers.submit(read_image, path)) for path in islice(remaining, batch_size)]
-            if not batch:
-                break
-            ahead.append(batch)
-        if not ahead:
-            return
-        yield ahead.pop(0)
+    for batch in _batches(paths, batch_size):
+        ahead.append([(path, readers.submit(read_image, path)) for path in batch])
+        if len(ahead) >= READ_AHEAD_BATCHES:
+            yield ahead.pop(0)
+    yield from ahead
+
+
+def _batches(paths: Sequence[Path], batch_size: int) -> Iterator[list[Path]]:
+    """The paths in batches of at most this size and `PIXELS_AT_ONCE`."""
+    batch: list[Path] = []
+    pixels = 0
+    for path in paths:
+        try:
+            size = math.prod(read_image_size(path))
+        except (InputError, OSError):
+            size = 0  # reported when it is read
+        if batch and (len(batch) == batch_size or pixels + size > PIXELS_AT_ONCE):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(path)
+        pixels += size
+    if batch:
+        yield batch
 
 
 def _predict_batch(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
+
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"detector-matplotlib-{os.getuid()}"))
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 MAX_NAMED_CLASSES = 20
+
+
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no formula."""
+    return name.replace("$", r"\$")
 
 
 def plot_precision_recall(
@@ -30,7 +39,7 @@ def plot_precision_recall(
     for index in present:
         label = class_names[index] if len(present) <= MAX_NAMED_CLASSES else None
         area = precision[:, index].mean()
-        axes.plot(recall, precision[:, index], linewidth=1, label=f"{label} {area:.3f}" if label else None)
+        axes.plot(recall, precision[:, index], linewidth=1, label=f"{_plain(label)} {area:.3f}" if label else None)
     if present:
         mean = precision[:, present].mean(axis=1)
         axes.plot(recall, mean, color="black", linewidth=2.5, label=f"mean {mean.mean():.3f}")
@@ -58,8 +67,9 @@ def plot_confusion(target: Path | BinaryIO, counts: NDArray[np.int64], names: Se
     figure.colorbar(image, ax=axes, label="share of the true class")
     ticks = range(len(names))
     axes.set(xlabel="predicted", ylabel="truth", title=title)
-    axes.set_xticks(ticks, names, rotation=60, ha="right")
-    axes.set_yticks(ticks, names)
+    shown = [_plain(name) for name in names]
+    axes.set_xticks(ticks, shown, rotation=60, ha="right")
+    axes.set_yticks(ticks, shown)
     if len(names) <= MAX_NAMED_CLASSES:
         for row in ticks:
             for column in ticks:
@@ -131,7 +141,7 @@ def plot_bars(
     places, width = np.arange(len(names)), 0.8 / max(len(bars), 1)
     for number, (name, values) in enumerate(bars.items()):
         axes.bar(places + (number - (len(bars) - 1) / 2) * width, values, width, label=name)
-    axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
+    axes.set_xticks(places, [_plain(name) for name in names], rotation=45, ha="right", fontsize=8)
     axes.set(title=title, ylabel=ylabel)
     axes.grid(alpha=0.3, axis="y")
     axes.legend()

@@ -35,7 +35,6 @@ FORMATS = {
         precisions=("fp32", "fp16", "int8"),
         backends=("openvino", "openvino-bf16"),
     ),
-    "torchscript": Format(".torchscript", backends=("torch",)),
     "darknet": Format(".cfg", beside=(".weights", ".names")),
 }
 

@@ -1,6 +1,6 @@
 """What an exported file says about itself: everything needed to use it.
 
-The record is one JSON text: inside the file (ONNX metadata, OpenVINO's runtime information, TorchScript's extra files)
+The record is one JSON text: inside the file (ONNX metadata, OpenVINO's runtime information)
 and beside it, as NAME.json, for people and other programs.
 """
 

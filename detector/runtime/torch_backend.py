@@ -1,19 +1,13 @@
-"""PyTorch: folded convolutions, channels_last, float32 or bfloat16; or a TorchScript file."""
+"""PyTorch: folded convolutions, channels_last, float32 or bfloat16."""
 
 from __future__ import annotations
-
-import warnings
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from detector.errors import InputError
 from detector.models.layers import fold_batchnorm
-from detector.runtime.protocol import Pixels, run_in_batches
+from detector.runtime.protocol import Pixels
 from detector.structures import Floats
-
-RECORD_FILE = "detector.json"
 
 
 class TorchRuntime:
@@ -38,43 +32,3 @@ class TorchRuntime:
         with torch.inference_mode():
             outputs = self._network(pixels.float().div_(255).to(self._dtype))
             return [output.float().cpu().numpy() for output in outputs]
-
-
-class TorchScriptRuntime:
-    """Runs a TorchScript file written by tools/export.py on the CPU.
-
-    Args:
-        path: path of the file.
-        batch: images per run; None = any number.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-
-    name = "torch"
-
-    def __init__(self, path: Path, *, batch: int | None) -> None:
-        self._network, _ = load_script(path)
-        self._batch = batch
-
-    def run(self, images: Pixels) -> list[Floats]:
-        """See `Runtime.run`."""
-        return run_in_batches(self._run, images, self._batch)
-
-    def _run(self, images: Pixels) -> list[Floats]:
-        with torch.inference_mode():
-            outputs = self._network(torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255))
-            return [output.numpy() for output in outputs]
-
-
-def load_script(path: Path) -> tuple[torch.jit.ScriptModule, str]:
-    """A TorchScript file and the text of its record (empty = none). Raises: InputError."""
-    files = {RECORD_FILE: ""}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch recommends its other format, which C++ cannot read
-            network = torch.jit.load(str(path), map_location="cpu", _extra_files=files)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: is not a TorchScript file, or is damaged ({str(error).splitlines()[0]})") from error
-    text: str | bytes = files[RECORD_FILE]
-    return network.eval(), text.decode() if isinstance(text, bytes) else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from detector.inference.predictor import Predictor
 from detector.loss import LossTerms, YoloLoss
 from detector.render import draw
 from detector.report.detection import write_run_report
-from detector.structures import Batch, Image
+from detector.structures import Batch, Detections, Image
 from detector.train.distributed import Ranks
 from detector.train.forensics import save_batch
 from detector.train.state import RunState
@@ -76,7 +76,7 @@ class DetectionTask:
         metrics: dict[str, Any] = ranks.broadcast(evaluation.compute() if evaluation else {})
         summary = f"AP50 {metrics['ap50'] or 0:.4f}, AP {metrics['ap'] or 0:.4f}"
         images = self._annotated(evaluation) if evaluation else []
-        return Measurement(metrics, summary, images, evaluation)
+        return Measurement(metrics, summary, images, evaluation, _collapse(metrics, results))
 
     def save_batch(self, folder: Path, batch: Batch) -> None:
         save_batch(folder, batch, self.config.model.class_names)
@@ -100,6 +100,20 @@ class DetectionTask:
             self.config.preprocess,
             evaluation_thresholds(self.config.evaluate),
         )
+
+
+def _collapse(metrics: dict[str, Any], results: Sequence[tuple[int, Detections]]) -> str:
+    """What to do about a network that is sure of boxes without size, which finds nothing; empty = it is not one."""
+    boxes = np.concatenate(
+        [found.above(SHOWN_SCORE).boxes_xyxy for _, found in results] or [np.zeros((0, 4), np.float32)]
+    )
+    flat = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) < 1
+    if metrics["ap50"] or flat.sum() <= len(boxes) / 2:
+        return ""
+    return (
+        f"AP50 is 0 and {flat.sum()} of {len(boxes)} boxes have no width or height: the network has collapsed; "
+        "start again with a lower train.learning_rate or a longer train.burn_in"
+    )
 
 
 def loss_terms(config: DetectConfig, network: nn.Module, device: torch.device) -> Loss:

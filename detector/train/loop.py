@@ -40,13 +40,19 @@ class InterruptedRunError(Exception):
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, weights: str | None = None, progress: bool = False
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    allow_change: bool = False,
+    weights: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Trains and evaluates; writes config.yaml, metrics.jsonl, {last,best}.safetensors, report.html and tensorboard/.
 
     Args:
         config: the run's config, with run_dir set.
         resume: continue the run in run_dir, or start it if there is none.
+        allow_change: resume also with other settings; the change is recorded in the run.
         weights: start a new run from the tensors of this file that fit (see `load_initial_weights`).
         progress: show a bar on stderr.
 
@@ -66,10 +72,10 @@ def train(
         if weights is not None and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
         with run_lock(_run_dir(config), ranks):
-            state = start_run(config, ranks, resume=resume, notes=task.notes)
+            state = start_run(config, ranks, resume=resume, allow_change=allow_change, notes=task.notes)
             message = _load_weights(state, config, weights)
             with RunLog(config, start_step=state.step, enabled=ranks.first, progress=progress) as log:
-                for line in (message, *task.describe_data()):
+                for line in (message, *state.changes, *task.describe_data()):
                     log.print(line)
                 return _run(config, state, task, ranks, log)
 
@@ -198,6 +204,8 @@ def _evaluate(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log:
     if measured.images:
         log.image("val/predictions", tile(measured.images, columns=4, cell_hw=(240, 320)), state.step)
     log.print(f"step {state.step}: {measured.summary}")
+    if measured.warning:
+        log.print(f"warning: {measured.warning}")
     value = metrics[task.metric]
     if value is not None and value > state.best:
         if ranks.first:

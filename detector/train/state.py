@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from detector.config import RunConfig, to_yaml
+from detector.config import RunConfig, parse_config_text, to_yaml
 from detector.errors import InputError
 from detector.files import write_atomically
 from detector.inference.build import build_network
@@ -18,6 +18,9 @@ from detector.models.precision import compute_dtype
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage
 from detector.train.optim import LossScale, build_optimizer
+
+_FREE_TO_CHANGE = ("run_dir", "evaluate", "data.cache_mb", "train.num_workers", "train.log_every", "train.save_every")
+"""Settings that change nothing of what is learned."""
 
 
 @dataclass
@@ -32,6 +35,7 @@ class RunState:
         window_steps: how many steps they are summed over.
         evaluated: whether the evaluation due at this step, if any, is done.
         scale: what the loss is multiplied by in fp16.
+        changes: settings that were changed when the run was resumed, each with its step.
         notes: facts about the data that must not change when the run resumes (a classifier's class names).
     """
 
@@ -44,6 +48,7 @@ class RunState:
     window_steps: int = 0
     evaluated: bool = True
     scale: LossScale = field(default_factory=LossScale)
+    changes: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def evaluated_network(self) -> nn.Module:
@@ -79,14 +84,24 @@ def save_state(path: Path, config: RunConfig, state: RunState) -> None:
         "window": state.window,
         "window_steps": state.window_steps,
         "evaluated": state.evaluated,
+        "changes": state.changes,
         "loss_scale": [state.scale.value, state.scale.good_steps],
         "config": to_yaml(config),
     }
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info=info, tensors=tensors)
 
 
-def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str, Any] | None = None) -> RunState:
+def start_run(
+    config: RunConfig,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    allow_change: bool = False,
+    notes: dict[str, Any] | None = None,
+) -> RunState:
     """A new run, or the saved one. Without `resume` an existing run is an error, never overwritten.
+
+    With another config than the saved one it is refused, unless `allow_change`; the change is then recorded.
 
     Rank 0 reads and writes the files; the others receive its state.
     """
@@ -95,7 +110,7 @@ def start_run(config: RunConfig, ranks: Ranks, *, resume: bool, notes: dict[str,
     problem = ""
     if ranks.first:
         try:
-            _open_run_dir(state, config, resume=resume)
+            _open_run_dir(state, config, resume=resume, allow_change=allow_change)
         except InputError as error:
             problem = str(error)
     problem = ranks.broadcast(problem)
@@ -131,7 +146,7 @@ def _share(state: RunState, ranks: Ranks) -> None:
         ranks.copy_from_first([buffer])
 
 
-def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
+def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool, allow_change: bool) -> None:
     """Restores the run from its folder, or prepares the folder for a new run. Raises: InputError."""
     run_dir = Path(config.run_dir or "")
     for half in run_dir.glob(".*.safetensors.*"):  # left by a process that was killed while writing
@@ -142,7 +157,7 @@ def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
             f"{run_dir}: holds a run already; add --resume to continue it, or run_dir=PATH to use another folder"
         )
     if last.exists():
-        _restore(state, load_checkpoint(last), config, last)
+        _restore(state, load_checkpoint(last), config, last, allow_change=allow_change)
     else:
         best = run_dir / "best.safetensors"
         if best.exists() and not resume:
@@ -152,12 +167,13 @@ def _open_run_dir(state: RunState, config: RunConfig, *, resume: bool) -> None:
     write_atomically(run_dir / "config.yaml", to_yaml(config).encode())
 
 
-def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: Path) -> None:
+def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: Path, *, allow_change: bool) -> None:
     if checkpoint.model != config.model:
         raise InputError(f"{path}: its model section differs from the config's; resume with {path.parent}/config.yaml")
     for name, value in state.notes.items():
         if checkpoint.info.get(name, value) != value:
             raise InputError(f"{path}: was trained with different {name.replace('_', ' ')} than the data have now")
+    state.changes = _changes(checkpoint, config, path, allow_change=allow_change)
     state.network.load_state_dict(checkpoint.group("model"))
     if state.ema is not None:
         averaged = checkpoint.group("ema")
@@ -175,3 +191,33 @@ def _restore(state: RunState, checkpoint: Checkpoint, config: RunConfig, path: P
     state.window, state.window_steps = checkpoint.info["window"], checkpoint.info["window_steps"]
     state.evaluated = checkpoint.info["evaluated"]
     state.scale = LossScale(*checkpoint.info["loss_scale"])
+
+
+def _changes(checkpoint: Checkpoint, config: RunConfig, path: Path, *, allow_change: bool) -> list[str]:
+    """The recorded changes of a run, and those that this config makes now. Raises: InputError: they are not allowed."""
+    recorded: list[str] = checkpoint.info.get("changes", [])
+    before = flatten(asdict(parse_config_text(checkpoint.info["config"], str(path))))
+    now = flatten(asdict(config))
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    free = set(_FREE_TO_CHANGE)
+    if now.get("train.policy.name") == before.get("train.policy.name") == "steps":
+        free.add("train.max_steps")  # on which the other schedules depend
+    changes = [
+        f"{key}: {before.get(key)} -> {now.get(key)}"
+        for key in differing
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+    if changes and not allow_change:
+        raise InputError(
+            f"{path}: was trained with other settings ({'; '.join(changes)}); resume with {path.parent}/config.yaml, "
+            "or add --allow-change, which is recorded"
+        )
+    return [*recorded, *(f"step {checkpoint.info['step']}: {change}" for change in changes)]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

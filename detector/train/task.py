@@ -42,12 +42,14 @@ class Measurement:
         summary: the most important metrics in a few words.
         images: some annotated images for TensorBoard; on rank 0 only.
         details: what the task's report is made from; on rank 0 only.
+        warning: what is wrong with the network, for the user.
     """
 
     metrics: dict[str, Any]
     summary: str
     images: list[Image] = field(default_factory=list)
     details: Any = None
+    warning: str = ""
 
 
 class Task(Protocol):

@@ -243,8 +243,8 @@ def test_what_changes_the_outputs_and_is_not_computed_is_refused_by_name(section
     ("line", "message"),
     [
         ("channels=1", r"\[net\] channels=1: expected 3"),
-        ("height=240", r"\[net\] height=240: gives 8x2 cells that are not square; expected a multiple of 32"),
-        ("width=100", r"\[net\] width=100: expected a multiple"),
+        ("height=240", r"\[net\] height=240: gives cells of 30 pixels; expected a multiple of 32"),
+        ("width=100", r"\[net\] width=100: gives cells of 25 pixels"),
     ],
 )
 def test_inputs_that_are_not_computed_as_darknet_does_are_refused(line: str, message: str) -> None:

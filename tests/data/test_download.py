@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import detector.data.download as module
-from detector.data.download import ARCHIVES, Archive, download, fetch_dataset
+from detector.data.download import ARCHIVES, Archive, _unpack, download, fetch_dataset
 from detector.errors import InputError
 
 
@@ -119,3 +119,12 @@ def test_no_file_no_server_no_space(server: Server, tmp_path: Path, monkeypatch:
 
 def test_the_known_data_sets() -> None:
     assert set(ARCHIVES) == {"coco", "voc", "bccd"}
+
+
+def test_an_archive_that_would_fill_the_disk_is_not_unpacked(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(10**7))
+    with pytest.raises(InputError, match=r"bomb.zip: would grow to 0.0 GB, which no data set does; file removed"):
+        _unpack(bomb, tmp_path, "")
+    assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,7 @@ def test_unknown_and_impossible_backends_are_refused(loaded: LoadedDetector) -> 
 def test_auto_takes_the_quickest_and_remembers_it(
     loaded: LoadedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("detector.inference.backends.PROJECT_ROOT", tmp_path)
     calls = []
 
     def measured(_: object, names: list[str], **__: object) -> dict[str, float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from detector.runtime import threads
 from detector.runtime.threads import cpu_name, usable_cpus
 
 
@@ -47,3 +50,26 @@ def test_the_processor_has_a_name(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: Some CPU 9000\n")
     assert cpu_name(tmp_path / "cpuinfo") == "Some CPU 9000"
     assert isinstance(cpu_name(tmp_path / "none"), str)
+
+
+@pytest.mark.parametrize(("idle", "passive"), [(0.3, True), (0.6, False)])
+def test_waiting_threads_sleep_beside_other_programs(
+    idle: float, passive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 2)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    counters = iter([100.0, 100.0 + idle])
+    monkeypatch.setattr(threads, "_idle_seconds", lambda _: next(counters))
+    message = threads.share_processors(seconds=0.3)
+    assert bool(message) == passive == (os.environ.pop("OMP_WAIT_POLICY", "") == "passive")
+
+
+def test_the_idle_time_of_the_usable_processors(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    mine = sorted(os.sched_getaffinity(0))
+    lines = [f"cpu{number} 9 0 9 {ticks} {ticks} 0" for number in (*mine, 4096)]
+    (tmp_path / "stat").write_text("\n".join(["cpu  1 1 1 1 1", *lines]))
+    assert threads._idle_seconds(tmp_path / "stat") == 2 * len(mine)
+    assert threads._idle_seconds(tmp_path / "none") is None

@@ -109,7 +109,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
 
     loaded = load_detector(trained_run / "best.safetensors")
     costs: dict[str, Any] = {}
-    for to in ("openvino", "onnx", "torchscript"):
+    for to in ("openvino", "onnx"):
         out = tmp_path / f"model{FORMATS[to].suffix}"
         export(loaded, Request(to, out), gather_gate_data(loaded))
         costs[to] = json.loads(call("analyze", str(out), "--measure", "--json")[0])
@@ -129,7 +129,6 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.torchscript"], "model.torchscript: no such file"),
         (["nothing.onnx"], "nothing.onnx: no such file"),
         (["x.onnx", "--size", "64"], "an exported file has a size of its own"),
         (["configs/imagenet/resnet10.yaml", "--classifier", "10"], "is a classifier already, with 1000 classes"),

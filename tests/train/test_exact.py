@@ -131,14 +131,15 @@ def test_loader_workers_change_no_byte(tiny: Make, tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tiny: Make, tmp_path: Path) -> None:
     """Files above a size limit cannot be written; only the kernel's message differs from that of a full disk."""
-    before = tiny(["train.max_steps=2", "evaluate.every=0"], run="run")
+    constant = ["train.policy.name=steps", "evaluate.every=0"]
+    before = tiny(["train.max_steps=2", *constant], run="run")
     train(before)
     run_dir = Path(str(before.run_dir))
     last = run_dir / "last.safetensors"
     content = last.read_bytes()
     limit = len(content) // 2
 
-    longer = tiny(["train.max_steps=4", "evaluate.every=0"], run="run")
+    longer = tiny(["train.max_steps=4", *constant], run="run")
     process = start(
         longer, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     )

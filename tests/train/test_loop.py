@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,8 @@ from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.models.layers import ConvBN
 from detector.models.precision import compute_dtype, to_network_input
+from detector.structures import Detections
+from detector.train.detection import _collapse
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage, decay_at
 from detector.train.lock import run_lock
@@ -156,6 +159,47 @@ def test_resume_refuses_another_network(tiny: Make) -> None:
     train(tiny(["train.max_steps=1"]))
     with pytest.raises(InputError, match="its model section differs"):
         train(tiny(["train.max_steps=1", "model.neck.attention=none"]), resume=True)
+
+
+def test_resume_with_other_settings_is_refused_or_recorded(tiny: Make) -> None:
+    config = tiny(["train.max_steps=1", "evaluate.every=0"])
+    train(config)
+    changed = tiny(["train.max_steps=2", "evaluate.every=0", "train.batch_size=4", "train.num_workers=0"])
+    with pytest.raises(InputError, match=r"train.batch_size: 8 -> 4; train.max_steps: 1 -> 2\); .*--allow-change"):
+        train(changed, resume=True)
+    train(changed, resume=True, allow_change=True)
+    saved = load_checkpoint(Path(config.run_dir or "", "last.safetensors"))
+    assert saved.info["step"] == 2
+    assert saved.info["changes"] == ["step 1: train.batch_size: 8 -> 4", "step 1: train.max_steps: 1 -> 2"]
+
+
+def test_one_image_is_learnt_by_heart_without_augmentation(tiny: Make, tiny_data: Path, tmp_path: Path) -> None:
+    """Without any noise the first steps overshoot; the loss must bring the boxes back."""
+    content = json.loads((tiny_data / "train.json").read_text())
+    image = content["images"][0]
+    content["images"] = [image]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == image["id"]]
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(tiny_data / "images")
+    still = ["mosaic=0", "jitter=0", "horizontal_flip=0", "multi_scale=null", "hue=0", "saturation=1", "exposure=1"]
+    config = tiny(
+        [
+            *(f"data.root={tmp_path / 'one.json'}", "data.train=all", "data.val=all", "data.synthetic=null"),
+            *("train.max_steps=150", "train.batch_size=4", "train.subdivisions=1", "evaluate.every=0"),
+            *("train.precision=fp32", "train.num_workers=0", *(f"augment.{one}" for one in still)),
+        ]
+    )
+    assert train(config)["ap50"] > 0.7, "0.00 where the boxes run away"
+
+
+def test_a_collapse_is_said() -> None:
+    flat = Detections(np.array([[1, 1, 1, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    healthy = Detections(np.array([[1, 1, 5, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    message = _collapse({"ap50": 0.0}, [(0, flat), (1, flat), (2, healthy)])
+    assert "2 of 3 boxes have no width or height: the network has collapsed" in message
+    assert not _collapse({"ap50": 0.0}, [(0, flat), (1, healthy)])
+    assert not _collapse({"ap50": 0.1}, [(0, flat)])
+    assert not _collapse({"ap50": 0.0}, [])
 
 
 def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_batch(tiny: Make) -> None:
