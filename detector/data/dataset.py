@@ -310,7 +310,8 @@ class DatasetBuilder:
         if not self._paths:
             raise InputError(f"{self.name}: no image with a readable annotation ({summarize(self.problems)})")
         names = self.class_names or tuple(sorted(self._label_of))
-        order = np.array([names.index(name) for name in self._label_of], np.int64)
+        index_of = {name: index for index, name in enumerate(names)}
+        order = np.array([index_of[name] for name in self._label_of], np.int64)
         return DetectionDataset(
             name=self.name,
             class_names=names,
