@@ -100,7 +100,8 @@ def open_data(
     from detector.data.open import open_dataset
 
     data = options.data or (config.data.root if config else "")
-    split = options.split or (config.data.val if config and not options.data else None)
+    is_own = config is not None and (options.data is None or Path(data).resolve() == Path(config.data.root).resolve())
+    split = options.split or (config.data.val if config and is_own else None)
     policy = config.data.bad_labels if config else "clip"
     return open_dataset(data, split, images_dir=options.images, class_names=class_names, policy=policy)
 

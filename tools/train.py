@@ -1,6 +1,7 @@
 """Trains a detector, or a classifier (a config with `task: classify`).
 
 Example:
+    python tools/train.py --data my_images --minutes 30                   # any labelled images; --plan only shows
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
     python tools/train.py configs/csppelee_efm.yaml --resume
     python tools/train.py configs/csppelee_efm_bccd.yaml --replay 120     # the batch of step 120 as an image
@@ -13,12 +14,17 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detector.cli import Parser, print_json, print_note, run
 from detector.config import ClassifyConfig, DetectConfig, RunConfig, build_config, load_run_config, to_yaml
 from detector.errors import InputError
 from detector.runtime.threads import share_processors
+
+if TYPE_CHECKING:
+    import argparse
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_experiment(path: str, overrides: list[str], names: str | None) -> RunConfig:
@@ -36,6 +42,33 @@ def load_experiment(path: str, overrides: list[str], names: str | None) -> RunCo
     return build_config(experiment_tree(network, class_names), Path(path), overrides)
 
 
+def config_for_data(options: argparse.Namespace) -> RunConfig:
+    """The config of a run on the user's data: that of the run to resume, or a new plan, which is printed."""
+    from detector.config.load import apply_overrides, read_tree
+
+    if options.minutes is not None and not 0 < options.minutes < 10**5:
+        raise InputError(f"--minutes: expected a number above 0, got {options.minutes:g}")
+    overrides = list(options.overrides)
+    if options.config is not None and "=" in options.config:  # no config was named
+        overrides.insert(0, options.config)
+        options.config = None
+    path = Path(options.config or PROJECT_ROOT / "configs/detector.yaml")
+    tree = apply_overrides(read_tree(path), overrides)
+    if options.resume:
+        folder = Path(tree.get("run_dir") or Path("weights") / options.data.resolve().stem)
+        if (folder / "config.yaml").is_file():
+            return load_run_config(folder / "config.yaml")
+
+    note = share_processors()
+    from detector.train.plan import make_plan
+
+    plan = make_plan(tree, path, options.data, overrides, minutes=options.minutes)
+    for line in (note, *plan.lines):
+        if line:
+            print_note(line)
+    return plan.config
+
+
 def main(arguments: list[str]) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/, or a Darknet cfg")
@@ -47,10 +80,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the final metrics as JSON on stdout")
     parser.add_argument("--replay", type=int, metavar="STEP", help="draw the batch of a step instead of training")
     parser.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="train on this data set, see data/README.md")
+    parser.add_argument("--minutes", type=float, help="with --data: how long the run may take (default 30)")
+    parser.add_argument("--plan", action="store_true", help="with --data: show what was decided, and stop")
     options = parser.parse_intermixed_args(arguments)
-    if options.config is None:
-        raise InputError("train: name a config, such as configs/quickstart.yaml; train.py --help shows how")
-    config = load_experiment(options.config, options.overrides, options.names)
+    if options.data is not None:
+        config = config_for_data(options)
+        if options.plan:
+            return 0
+    elif options.config is None:
+        raise InputError("train: give --data PATH, or name a config such as configs/quickstart.yaml")
+    else:
+        config = load_experiment(options.config, options.overrides, options.names)
     if options.show_config:
         print_json(asdict(config)) if options.json else print(to_yaml(config), end="")
         return 0
@@ -106,7 +147,13 @@ def print_metrics(metrics: dict[str, Any], *, as_json: bool) -> None:
     if metrics["images_per_second"]:
         waited = 100 * metrics["share_of_steps_that_waited"]
         speed = f"{metrics['images_per_second']:.1f} images/s, {waited:.1f} % of the steps waited for the loader; "
-    print(f"{speed}weights and report.html in {metrics['run_dir']}")
+    run_dir = metrics["run_dir"]
+    print(f"{speed}weights and report.html in {run_dir}")
+    if "per_class" in metrics:
+        quoted = shlex.quote(str(run_dir))
+        print(f"next: python tools/demo.py {quoted} --video cam0")
+        print(f"      python tools/eval.py {quoted}")
+        print(f"      python tools/export.py {quoted} --to openvino --out {quoted}/model.xml")
 
 
 def check_folder(config: RunConfig) -> None:

@@ -96,10 +96,35 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return build_config(_read_with_bases(Path(path)), Path(path), overrides)
 
 
-def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The config of a tree read from `path`, with overrides and the default run_dir. Raises: InputError."""
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file and its bases, not yet checked. Raises: InputError."""
+    return _read_with_bases(Path(path))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with `a.b=value` replaced. Raises: InputError."""
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
+    return tree
+
+
+def leaves_to_data(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys that are `auto` because the data decide them, such as model.anchors."""
+    found = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found += leaves_to_data(value, f"{prefix}{key}.")
+        elif value == "auto" and prefix + key != "train.precision":
+            found.append(prefix + key)
+    return found
+
+
+def build_config(tree: dict[str, Any], path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a tree read from `path`, with overrides and the default run_dir. Raises: InputError."""
+    tree = apply_overrides(tree, overrides)
+    open_keys = leaves_to_data(tree)
+    if open_keys:
+        raise InputError(f"{path}: leaves {', '.join(open_keys)} to the data; add --data PATH")
     if tree.get("run_dir") is None:
         tree = {**tree, "run_dir": f"weights/{path.stem}"}
     return _validate_run(tree, " ".join([str(path), *overrides]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,7 +144,7 @@ def _recognise(root: Path, files: Sequence[Path], images_dir: Path | None) -> li
     kinds: list[tuple[str, list[Path], FillFrom]] = [
         ("LabelMe JSON", [path for path in json_files if _is_labelme(path)], exchange.fill_from_labelme),
         ("CVAT XML", [path for path in xml_files if _is_cvat(path)], exchange.fill_from_cvat),
-        ("VOC XML", [path for path in xml_files if "<annotation>" in _start(path)], voc.fill_from_files),
+        ("VOC XML", [path for path in xml_files if re.search(r"<annotation[\s>]", _start(path))], voc.fill_from_files),
         ("CSV", [path for path in by_suffix.get(".csv", []) if exchange.is_box_csv(path)], exchange.fill_from_csv),
     ]
     found += [_files(kind, group_by_split(those, root), root, fill_from) for kind, those, fill_from in kinds if those]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from detector.config import ClassifyConfig, RunConfig
+from detector.data.images import write_image
 from detector.data.loader import explain_lost_workers
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.errors import InputError
@@ -202,7 +203,9 @@ def _evaluate(config: RunConfig, state: RunState, task: Task, ranks: Ranks, log:
     metrics = measured.metrics
     log.write(state.step, {f"val/{name}": value for name, value in metrics.items() if not isinstance(value, dict)})
     if measured.images:
-        log.image("val/predictions", tile(measured.images, columns=4, cell_hw=(240, 320)), state.step)
+        grid = tile(measured.images, columns=4, cell_hw=(240, 320))
+        log.image("val/predictions", grid, state.step)
+        write_image(_run_dir(config) / "predictions.jpg", grid)
     log.print(f"step {state.step}: {measured.summary}")
     if measured.warning:
         log.print(f"warning: {measured.warning}")

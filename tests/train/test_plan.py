@@ -1,0 +1,140 @@
+"""What a config leaves to the data is decided once, completely, and said."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from detector.config import load_run_config
+from detector.config.load import leaves_to_data, read_tree
+from detector.errors import InputError
+from detector.train.plan import make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+DETECTOR = ROOT / "configs/detector.yaml"
+
+
+@pytest.fixture(autouse=True)
+def a_fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.train.plan._measure", lambda config, dataset: (0.5, 0.02))
+
+
+def labelme(
+    folder: Path, count: int, *, size_wh: tuple[int, int] = (128, 96), classes: tuple[str, ...] = ("cat", "dog")
+) -> Path:
+    """Images with one object each, of the classes in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number}.png"), rng.integers(0, 255, (size_wh[1], size_wh[0], 3), np.uint8))
+        x, y = rng.integers(0, 60, 2).tolist()
+        points = [[x, y], [x + 20 + number % 7, y + 30]]
+        shapes = [{"label": classes[number % len(classes)], "shape_type": "rectangle", "points": points}]
+        (folder / f"{number}.json").write_text(json.dumps({"shapes": shapes, "imagePath": f"{number}.png"}))
+    return folder
+
+
+def plan(data: Path, *overrides: str, minutes: float | None = 10) -> Any:
+    return make_plan(read_tree(DETECTOR), DETECTOR, data, overrides, minutes=minutes)
+
+
+def test_everything_is_decided_and_said(tmp_path: Path) -> None:
+    made = plan(labelme(tmp_path / "pets", 30))
+    config = made.config
+    assert config.model.class_names == ("cat", "dog")
+    assert (config.data.train, config.data.val) == ("all[:80%]", "all[80%:]")
+    assert config.preprocess.size_hw == (96, 128)
+    assert len(config.model.anchors) == 9
+    assert config.run_dir == "weights/pets"
+    assert config.train.max_steps == pytest.approx((600 - 8 - 0.02 * (4 * 6 + 24)) / 0.5, abs=20)
+    assert config.evaluate.every == -(-config.train.max_steps // 4)
+    text = "\n".join(made.lines)
+    for words in (
+        "LabelMe JSON, one split",
+        "holds out 20 % of 'all'",
+        "size 128x96",
+        "recall",
+        "16.0 images/s",
+        "10 min",
+    ):
+        assert words in text
+
+
+def test_named_splits_stay(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("valid", 3), ("test", 2)):
+        labelme(tmp_path / split, count)
+    config = plan(tmp_path).config
+    assert (config.data.train, config.data.val) == ("train", "val")
+
+
+def test_a_test_split_is_never_used_for_training(tmp_path: Path) -> None:
+    for split, count in (("train", 20), ("test", 5)):
+        labelme(tmp_path / split, count)
+    config = plan(tmp_path).config
+    assert (config.data.train, config.data.val) == ("train[:80%]", "train[80%:]")
+
+
+def test_unusual_data_get_a_warning(tmp_path: Path) -> None:
+    labelme(tmp_path / "train", 3, classes=tuple("abcdefg"))
+    labelme(tmp_path / "val", 7, classes=tuple("abcdefg"))
+    text = "\n".join(plan(tmp_path).lines)
+    assert "warning: d, e, f, g: no object in train" in text
+    assert "warning: 7 classes, but 3 training images" in text
+
+
+def test_a_config_of_ones_own_keeps_what_it_states(tmp_path: Path) -> None:
+    path = ROOT / "configs/csppelee_efm.yaml"
+    data = labelme(tmp_path / "pets", 12, classes=("dingo", "wombat"))
+    made = make_plan(read_tree(path), path, data)
+    assert made.config.model.class_names == ("dingo", "wombat"), "COCO's classes do not cover the data's"
+    assert made.config.train.max_steps == 500_000
+    assert made.config.preprocess.size_hw == (416, 416)
+
+
+@pytest.mark.parametrize("minutes", [0.05, 0.1])
+def test_too_little_time_is_said(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(InputError, match=r"too short for this data; give at least \d"):
+        plan(labelme(tmp_path / "pets", 10), minutes=minutes)
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.png"}))
+    with pytest.raises(InputError, match="no "):
+        plan(tmp_path)
+
+
+def test_without_data_the_config_says_what_it_needs() -> None:
+    assert "model.anchors" in leaves_to_data(read_tree(DETECTOR))
+    with pytest.raises(InputError, match=r"leaves model.class_names, .* to the data; add --data PATH"):
+        load_run_config(DETECTOR)
+
+
+def test_the_command_trains_evaluates_and_says_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = labelme(tmp_path / "my pets", 20, size_wh=(64, 64))
+    tool = runpy.run_path(str(ROOT / "tools/train.py"))["main"]
+    assert tool(["--data", str(data), "--minutes", "1", "train.num_workers=0", "--plan"]) == 0
+    assert not (tmp_path / "weights").exists()
+    monkeypatch.setattr("detector.train.plan._measure", lambda config, dataset: (2.2, 0.02))
+    assert tool(["--data", str(data), "--minutes", "1", "train.num_workers=0", "train.precision=fp32"]) == 0
+    out = capsys.readouterr().out
+    run = tmp_path / "weights/my pets"
+    assert "next: python tools/demo.py 'weights/my pets' --video cam0" in out
+    assert {path.name for path in run.iterdir()} >= {
+        "best.safetensors",
+        "config.yaml",
+        "predictions.jpg",
+        "report.html",
+    }
+    resolved = load_run_config(run / "config.yaml")
+    assert resolved.train.max_steps == 23
+    assert tool(["--data", str(data), "--resume"]) == 0, "the run's own config is used"
