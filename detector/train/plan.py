@@ -111,7 +111,7 @@ def _fill(tree: dict[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
     filled = dict(tree)
     for section, values in decided.items():
         old = dict(filled.get(section) or {})
-        filled[section] = {**old, **{key: value for key, value in values.items() if old.get(key, "auto") == "auto"}}
+        filled[section] = {**old, **{key: value for key, value in values.items() if old.get(key) == "auto"}}
     return filled
 
 
