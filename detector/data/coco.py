@@ -40,9 +40,9 @@ def fill_from_coco(
     """
     content = read_coco_json(annotations)
     finder = ImageFinder(root, *_image_folders(annotations, images_dir))
-    names = _category_names(content, annotations)
+    names = _used_first(_category_names(content, annotations), content)
     if builder.class_names is None:
-        builder.set_class_names(tuple(dict.fromkeys(names[key] for key in sorted(names, key=_number_first))))
+        builder.set_class_names(tuple(dict.fromkeys(names.values())))
     for name in sorted(name for name, count in Counter(names.values()).items() if count > 1):
         builder.report(str(annotations), "duplicate_category", f"several categories are called {name!r}", "merged")
     by_image: dict[Any, list[tuple[int, CocoAnnotation]]] = defaultdict(list)
@@ -111,6 +111,14 @@ def _category_names(content: CocoFile, annotations: Path) -> dict[Key, str]:
             raise InputError(f"{where}: the id {category.id!r} is also that of {names[key]!r}; give each its own")
         names[key] = str(category.name)
     return names
+
+
+def _used_first(names: Mapping[Key, str], content: CocoFile) -> dict[Key, str]:
+    """The categories by id; of those with one name, the ones with objects first (Roboflow repeats a class as id 0)."""
+    used = {_as_key(item.category_id) for item in content.annotations}
+    repeated = {name for name, count in Counter(names.values()).items() if count > 1}
+    unused = {key for key, name in names.items() if name in repeated and key not in used}
+    return {key: names[key] for key in sorted(names, key=lambda key: (key in unused, _number_first(key)))}
 
 
 def _require_category(category: CocoCategory, key: Key | None, where: str) -> None:
@@ -193,7 +201,7 @@ def _ids_of(class_names: tuple[str, ...], names: Mapping[Key, str]) -> list[int]
     if not all(isinstance(key, int) for key in names):
         return None
     by_name: dict[str, int] = {}
-    for key in sorted(names, key=_number_first, reverse=True):  # of equal names the lowest id
-        by_name[names[key]] = int(key)
+    for key, name in names.items():  # of equal names the first one
+        by_name.setdefault(name, int(key))
     lowest = min((0, *by_name.values()))
     return [by_name.get(name, lowest - 1 - index) for index, name in enumerate(class_names)]
