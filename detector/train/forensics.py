@@ -71,8 +71,8 @@ def explain_nonfinite(
     saved = f"saved in {folder}"
     try:
         save_batch(folder, looked_at)
-    except OSError as error:
-        saved = f"not saved: {error.strerror}"
+    except (OSError, InputError) as error:
+        saved = f"not saved: {error}"
     return InputError(
         f"step {step}: the first value that is not finite is in {where}, images {looked_at.image_ids}, {saved}; lower "
         "train.learning_rate, lengthen train.burn_in, or look at these images"

@@ -85,7 +85,7 @@ def test_auto_takes_the_quickest_and_remembers_it(
     assert len(calls) == 1, "the second answer comes from the cache"
     assert fastest_backend(loaded, BACKENDS, threads=7) == "openvino"
     assert len(calls) == 2, "another number of threads is measured again"
-    cache = tmp_path / "detector/backends.json"
+    cache = tmp_path / "weights/.backends.json"
     assert set(json.loads(cache.read_text()).values()) == {"openvino"}
     cache.write_text("broken")
     assert fastest_backend(loaded, BACKENDS) == "openvino"

@@ -215,8 +215,14 @@ def test_a_value_that_is_not_finite_names_step_place_and_images_and_saves_the_ba
 
 
 def test_what_a_run_leaves_behind(trained_run: Path) -> None:
-    assert {"config.yaml", "metrics.jsonl", "last.safetensors", "best.safetensors", "report.html", "tensorboard"} == {
-        path.name for path in trained_run.iterdir()
+    assert {path.name for path in trained_run.iterdir()} == {
+        "best.safetensors",
+        "config.yaml",
+        "last.safetensors",
+        "metrics.jsonl",
+        "predictions.jpg",
+        "report.html",
+        "tensorboard",
     }
     lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6

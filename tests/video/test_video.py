@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import threading
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.video.pipeline import VideoReport, open_file_sink, run_video
 from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
-from detector.video.source import LiveSource, open_source
+from detector.video.source import LiveSource, open_source, without_password
 
 
 @pytest.fixture
@@ -184,3 +187,88 @@ def test_a_file_that_exists_is_never_a_pattern(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), value, np.uint8))
     (frame,) = open_source(str(tmp_path / "photo[1].png"))
     assert frame.image[0, 0, 0] == 9
+
+
+def clip_with_a_hole(path: Path) -> Path:
+    """Ten frames, of which the fourth and fifth cannot be decoded."""
+    sink = VideoSink(path, 10)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        sink.write(rng.integers(0, 255, (64, 64, 3), np.uint8))
+    sink.close()
+    content = bytearray(path.read_bytes())
+    starts = [
+        match.start() + 8 for match in re.finditer(rb"00dc", bytes(content)) if content[match.start() + 8] == 0xFF
+    ]
+    for start in starts[3:5]:
+        content[start : start + 600] = bytes(600)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_frame_that_cannot_be_decoded_is_not_the_end(tmp_path: Path) -> None:
+    source = open_source(str(clip_with_a_hole(tmp_path / "hole.avi")))
+    assert len(list(source)) == 8
+    assert [problem.rpartition("/")[2] for problem in source.problems] == ["hole.avi: 8 of its 10 frames could be read"]
+
+
+def test_images_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "b.png").write_text("no image")
+    source = open_source(str(tmp_path))
+    assert [frame.name for frame in source] == ["a.png"]
+    assert len(source.problems) == 1
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"b.png: is not a readable image"):
+        list(open_source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_odd_sides_are_padded(tmp_path: Path, suffix: str) -> None:
+    sink = VideoSink(tmp_path / f"odd{suffix}", 10)
+    sink.write(np.full((65, 97, 3), 200, np.uint8))
+    sink.close()
+    (frame,) = open_source(str(tmp_path / f"odd{suffix}"))
+    assert frame.image.shape == (66, 98, 3)
+    assert frame.image.min() > 180
+
+
+def test_a_video_that_lacks_frames_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.mp4").write_bytes(b"an older one")
+    sink = VideoSink(tmp_path / "out.mp4", 10)
+    sink.write(np.zeros((64, 64, 3), np.uint8))
+    sink._count = 60  # as if the disk had swallowed the others
+    with pytest.raises(InputError, match=r"out.mp4: 1 of 60 frames were written; is the disk full\?"):
+        sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
+
+
+def test_an_image_that_cannot_be_written_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"x.png: cannot be written: No space left on device"):
+        FolderSink(tmp_path).write(np.zeros((5, 6, 3), np.uint8), "x.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("rtsp://user:secret@host:554/stream") == "rtsp://host:554/stream"
+    with pytest.raises(InputError) as refusal:
+        open_source("rtsp://user:secret@127.0.0.1:1/x")
+    assert "secret" not in str(refusal.value)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, clip: Path) -> None:
+    strange = clip.rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    assert len(list(open_source(str(strange)))) == 7
+    sink = open_file_sink(open_source(str(strange)), tmp_path / os.fsdecode(b"out\xe9/caf\xe9.mp4"))
+    sink.write(np.zeros((64, 64, 3), np.uint8), "")
+    sink.close()
+    assert (tmp_path / os.fsdecode(b"out\xe9/caf\xe9.mp4")).is_file()
