@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "detector-"
+PREFIX = "detector-train-"
+NAME = re.compile(PREFIX + r"\d+-\w+")
 LOCK = "lock"
 OLD_SECONDS = 3600
 """A folder without a lock for this long was left by a process that was killed while it made it."""
@@ -39,11 +41,15 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
+    """Removes the folders of dead processes. What only has a similar name, or is not known to be ours, stays."""
     for folder in parent.glob(f"{PREFIX}*"):
+        if not NAME.fullmatch(folder.name) or folder.is_symlink():
+            continue
         with suppress(OSError):
             if not (folder / LOCK).exists():
                 if time.time() - folder.stat().st_mtime > OLD_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    (folder / f"{LOCK}.new").unlink(missing_ok=True)
+                    folder.rmdir()  # OSError: it is not empty, and not ours
                 continue
             with (folder / LOCK).open("r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError, an OSError: its process is alive

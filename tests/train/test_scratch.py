@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from detector.train.scratch import scratch_folder
+from detector.train.scratch import OLD_SECONDS, scratch_folder
 
 WAIT = "from detector.train.scratch import scratch_folder\nwith scratch_folder() as f: print(f, flush=True); input()"
 
@@ -45,3 +46,18 @@ def test_what_is_left_by_a_killed_process_goes_and_what_is_in_use_stays(temp: Pa
     assert tempfile.gettempdir() == str(temp)
     alive.communicate("")
     assert list(temp.iterdir()) == []
+
+
+def test_folders_of_other_programs_stay(temp: Path) -> None:
+    old = time.time() - 10 * OLD_SECONDS
+    names = ["detector-main", "detector-train-12-abc", "detector-train-set"]
+    for name in names:
+        (temp / name).mkdir()
+        (temp / name / "work.txt").write_text("a day's work")
+        os.utime(temp / name, (old, old))
+    unfinished = temp / "detector-train-13-abc"  # killed before it had its lock
+    unfinished.mkdir()
+    os.utime(unfinished, (old, old))
+    with scratch_folder():
+        assert sorted(path.name for path in temp.iterdir() if path.name in names) == names
+        assert not unfinished.exists()
