@@ -261,15 +261,18 @@ def _kind_of_json(path: Path) -> str | None:
         "shapes": "a LabelMe file",
         "_via_img_metadata": "a VIA project (export it as COCO)",
         "regions": "a VIA file (export it as COCO)",
-        "from_name": "Label Studio's own JSON (export it as COCO)",
+        "from_name": LABEL_STUDIO,
+        "rectanglelabels": LABEL_STUDIO,
         "coordinates": "a CreateML file (export it as COCO)",
     }
     return next((kind for key, kind in kinds.items() if key in has), _NOT_COCO)
 
 
+LABEL_STUDIO = "Label Studio's own JSON (export it as COCO)"
 _NOT_COCO = "not a COCO instances file"
 _JSON_KEYS = (
-    *("images", "annotations", "categories", "shapes", "_via_img_metadata", "regions", "from_name", "coordinates"),
+    *("images", "annotations", "categories", "shapes", "_via_img_metadata", "regions", "from_name", "rectanglelabels"),
+    "coordinates",
 )
 
 

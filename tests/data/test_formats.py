@@ -188,6 +188,7 @@ def test_darknet_data_file(tmp_path: Path) -> None:
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"1 missing_image"),
         ('{"images": 3, "annotations": [], "categories": []}', r"Expected `array`, got `int` - at `\$.images`"),
         ('{"shapes": 3, "_via_img_metadata": {}}', "no image with a readable annotation"),
+        ('[{"annotations": [{"rectanglelabels": ["cat"]}]}]', "x.json: Label Studio's own JSON"),
         ('{"_via_img_metadata": {}}', r"x.json: a VIA project \(export it as COCO\)"),
     ],
 )
