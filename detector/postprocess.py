@@ -26,6 +26,9 @@ MAX_CANDIDATES = 10_000
 DARKNET_MIN_SCORE = 0.005
 SMALLEST_SIDE = 1e-6
 """Pixels; OpenCV treats all boxes without area as the same box, wherever they are."""
+SAME_OBJECT_IOU = 0.65
+"""Boxes of different classes that overlap by more are one object, seen as several classes; a rider and a horse overlap
+by less."""
 FARTHEST = np.float32(1e6)
 """Pixels; suppression clips boxes to this distance."""
 FEW_CANDIDATES = 400
@@ -46,6 +49,8 @@ class Thresholds:
         score_threshold: candidates that score this or less are dropped.
         nms_threshold: of two boxes of one class with a larger IoU only the better one is kept.
         max_detections: at most this many per image, the best; in a graph that ends in boxes, per class of an image.
+        multi_label: an object may have boxes of several classes, as evaluation on COCO counts them. Else each object
+            has one box, of its best class (`best_class_only`); a graph that ends in boxes leaves this to its reader.
 
     Raises:
         InputError: a threshold outside 0 to 1, or max_detections below 1.
@@ -54,6 +59,7 @@ class Thresholds:
     score_threshold: float = 0.25
     nms_threshold: float = 0.45
     max_detections: int = 100
+    multi_label: bool = True
 
     def __post_init__(self) -> None:
         for name in ("score_threshold", "nms_threshold"):
@@ -139,7 +145,10 @@ def postprocess(
         mine = found if batch == 1 else found.take(np.flatnonzero(found.where[0] == index))
         if len(mine.scores) > MAX_CANDIDATES:
             mine = mine.take(_best_first(mine.scores)[:MAX_CANDIDATES])
-        rows = _suppress(mine, thresholds.nms_threshold, decoder.nms_beta)[: thresholds.max_detections]
+        rows = _suppress(mine, thresholds.nms_threshold, decoder.nms_beta)
+        if not thresholds.multi_label:
+            rows = rows[_best_classes(mine.boxes_xyxy[rows], mine.scores[rows], thresholds.nms_threshold)]
+        rows = rows[: thresholds.max_detections]
         finite = np.isfinite(mine.boxes_xyxy[rows]).all(axis=1)
         if not finite.all():
             _LOG.warning("%d boxes are not numbers and were dropped; the network is damaged", (~finite).sum())
@@ -177,6 +186,14 @@ def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshol
     growth = np.square(2 * sizes) if decoder.new_coords else np.exp(np.minimum(sizes, np.float32(LARGEST_GROWTH)))
     half = growth * of_anchor[:, :2] / 2
     return Candidates(np.concatenate((centre - half, centre + half), axis=1), scores[place, labels], labels, where)
+
+
+def best_class_only(found: Detections, nms_threshold: float) -> Detections:
+    """Of boxes of different classes with an IoU above 0.65 (or `nms_threshold`), only the one with the best score.
+
+    `nms_threshold` is what each class was suppressed with, so that boxes of one class drop each other no further.
+    """
+    return found.take(_best_classes(found.boxes_xyxy, found.scores, nms_threshold))
 
 
 def sigmoid(values: Floats) -> Floats:
@@ -240,6 +257,12 @@ def _suppress_by_iou(boxes_xyxy: Floats, scores: Floats, labels: Ints, threshold
     boxes_xywh[:, 0] += labels * (3.0 * FARTHEST)
     # The type stub asks for lists; arrays work too and save a copy.
     return np.array(NMSBoxes(boxes_xywh, scores, 0.0, threshold), np.int64)  # type: ignore[arg-type]
+
+
+def _best_classes(boxes_xyxy: Floats, scores: Floats, nms_threshold: float) -> Ints:
+    """Row numbers (K',), best first, that `best_class_only` keeps of one image's boxes."""
+    no_labels = np.zeros(len(scores), np.int64)
+    return _suppress_by_iou(boxes_xyxy, scores, no_labels, max(SAME_OBJECT_IOU, nms_threshold))
 
 
 def _suppress_by_distance(boxes: Floats, labels: Ints, threshold: float, beta: float) -> Ints:

@@ -151,13 +151,14 @@ class Detections:
 
     def best(self, count: int) -> Detections:
         """The first `count` detections."""
-        return self._take(slice(count))
+        return self.take(slice(count))
 
     def above(self, score: float) -> Detections:
         """The detections that score more than `score`."""
-        return self._take(self.scores > score)
+        return self.take(self.scores > score)
 
-    def _take(self, rows: slice | Bools) -> Detections:
+    def take(self, rows: slice | Bools | Ints) -> Detections:
+        """These rows, in this order, which must keep the best first."""
         ranks = None if self.darknet_ranks is None else self.darknet_ranks[rows]
         anchors = None if self.anchors is None else self.anchors[rows]
         return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], ranks, anchors)

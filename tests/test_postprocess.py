@@ -7,7 +7,17 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from detector.postprocess import FEW_CANDIDATES, FEW_TOGETHER, Candidates, Decoder, Thresholds, _suppress, postprocess
+from detector.postprocess import (
+    FEW_CANDIDATES,
+    FEW_TOGETHER,
+    Candidates,
+    Decoder,
+    Thresholds,
+    _suppress,
+    best_class_only,
+    postprocess,
+)
+from detector.structures import Detections
 
 DECODER = Decoder((np.array([[16.0, 16.0]], np.float32),), (8,), (1.0,))
 
@@ -195,3 +205,37 @@ def distance_iou(first: np.ndarray, second: np.ndarray) -> float:
     apart = (first[0] + first[2] - second[0] - second[2]) / 2, (first[1] + first[3] - second[1] - second[3]) / 2
     share = (apart[0] ** 2 + apart[1] ** 2) / (hull[0] ** 2 + hull[1] ** 2)
     return float(width * height / (sum(areas) - width * height) - share**0.6)
+
+
+def detections(*rows: tuple[list[float], float, int]) -> Detections:
+    boxes, scores, labels = zip(*rows, strict=True)
+    return Detections(np.array(boxes, np.float32), np.array(scores, np.float32), np.array(labels, np.int64))
+
+
+def test_an_object_has_one_box_of_its_best_class() -> None:
+    found = detections(
+        ([0, 0, 10, 10], 0.9, 2),
+        ([0, 0, 10, 10], 0.8, 0),  # the same place
+        ([0, 0, 10, 8], 0.7, 1),  # IoU 0.8
+        ([0, 4, 10, 14], 0.6, 0),  # IoU 0.43, another object
+        ([50, 50, 60, 60], 0.5, 1),
+    )
+    kept = best_class_only(found, 0.45)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+    assert kept.labels.tolist() == [2, 0, 1]
+
+
+def test_one_box_for_an_object_leaves_each_class_as_it_was_suppressed() -> None:
+    found = detections(
+        ([0, 0, 10, 10], 0.9, 2), ([0, 0, 10, 8], 0.8, 2), ([0, 0, 10, 10], 0.7, 1), ([0, 0, 10, 10], 0.6, 0)
+    )
+    assert best_class_only(found, nms_threshold=0.9).scores.tolist() == pytest.approx([0.9, 0.8])
+
+
+def test_the_limit_counts_objects() -> None:
+    raw = empty_map()
+    put(raw, 0, 0, 0, 0.9, [0.9, 0.8])
+    put(raw, 0, 3, 3, 0.5, [0.9, 0.8])
+    (found,) = run(raw, max_detections=2, multi_label=False)
+    assert found.scores.tolist() == pytest.approx([0.81, 0.45])
+    assert found.labels.tolist() == [0, 0]

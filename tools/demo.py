@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )
+    parser.add_argument("--multi-label", action="store_true", help="an object may have boxes of several classes")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
     options = parser.parse_args(arguments)
     if not (options.save or options.show or options.json):
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     from detector.video.sink import WindowSink
     from detector.video.source import Frame, open_source
 
-    thresholds = Thresholds(options.score_threshold)
+    thresholds = Thresholds(options.score_threshold, multi_label=options.multi_label)
     loaded = find_model(options.model, options.weights, options.names)
     announce_backend(options.backend)
     predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # raises if tile or overlap is invalid
     check_out(options.out)
-    thresholds = Thresholds(options.score_threshold)
+    thresholds = Thresholds(options.score_threshold, multi_label=options.multi_label)
     images = find_images(options.source)
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
         "identity": identity(loaded),
         "backend": predictor.runtime.name,
         "score_threshold": options.score_threshold,
+        "multi_label": options.multi_label,
         "tile": options.tile,
         "overlap": options.overlap if options.tile else None,
     }
@@ -119,6 +120,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )
+    parser.add_argument("--multi-label", action="store_true", help="an object may have boxes of several classes")
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default 8)")
     parser.add_argument("--tile", type=int, metavar="PIXELS", help="detect in tiles of this side and in the whole")
     parser.add_argument(

@@ -17,7 +17,7 @@ from detector.errors import InputError
 from detector.inference.backends import open_runtime
 from detector.inference.build import DetectorModel, build_decoder
 from detector.inference.find import Loaded, load_any, load_detector
-from detector.postprocess import Decoder, Thresholds, postprocess
+from detector.postprocess import Decoder, Thresholds, best_class_only, postprocess
 from detector.preprocess import ImageFit, fit_image
 from detector.runtime.protocol import Pixels, Runtime, ends_in_boxes
 from detector.runtime.record import ExportRecord
@@ -34,6 +34,8 @@ class Predictor:
         backend: what computes the network, see `detector.runtime.protocol.BACKENDS`; "auto" = the fastest on this
             machine, measured once; None = PyTorch for weights, the library of its format for an exported file.
         score_threshold, nms_threshold, max_detections: see `Thresholds`.
+        multi_label: False = one box for each object, of its best class, as demo.py and predict.py do; True, as in
+            evaluation = several classes may have a box there.
         device: for PyTorch, such as "cpu" or "cuda:0".
 
     An exported file that ends in boxes has already suppressed by its own thresholds; of the remaining boxes, those
@@ -53,9 +55,10 @@ class Predictor:
         score_threshold: float = Thresholds.score_threshold,
         nms_threshold: float = Thresholds.nms_threshold,
         max_detections: int = Thresholds.max_detections,
+        multi_label: bool = Thresholds.multi_label,
         device: str = "cpu",
     ) -> None:
-        thresholds = Thresholds(score_threshold, nms_threshold, max_detections)
+        thresholds = Thresholds(score_threshold, nms_threshold, max_detections, multi_label)
         loaded = load_any(model) if weights is None else load_detector(model, weights)
         self._set_up(
             open_runtime(loaded, backend, device=device),
@@ -212,8 +215,10 @@ class Predictor:
         results = []
         for index in range(batch):
             rows = np.flatnonzero((image == index) & (scores > self.thresholds.score_threshold))
-            rows = rows[: self.thresholds.max_detections]
-            results.append(Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64)))
+            found = Detections(boxes[rows], scores[rows], labels[rows].astype(np.int64))
+            if not self.thresholds.multi_label:
+                found = best_class_only(found, self.thresholds.nms_threshold)
+            results.append(found.best(self.thresholds.max_detections))
         return results
 
 
@@ -228,6 +233,7 @@ def _open_again(
         score_threshold=thresholds.score_threshold,
         nms_threshold=thresholds.nms_threshold,
         max_detections=thresholds.max_detections,
+        multi_label=thresholds.multi_label,
         device=device,
     )
 

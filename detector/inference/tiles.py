@@ -16,6 +16,7 @@ import numpy as np
 
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
+from detector.postprocess import best_class_only
 from detector.structures import Detections, Floats, Image
 
 BORDER_SHARE = 0.01
@@ -97,7 +98,9 @@ def predict_tiled(
         found = []
         for first in range(0, len(parts), BATCH_SIZE):
             found += predictor.predict_batch(parts[first : first + BATCH_SIZE])
-    return merge_tiles(found, windows, (height, width), nms_threshold=predictor.thresholds.nms_threshold)
+    thresholds = predictor.thresholds
+    merged = merge_tiles(found, windows, (height, width), nms_threshold=thresholds.nms_threshold)
+    return merged if thresholds.multi_label else best_class_only(merged, thresholds.nms_threshold)
 
 
 def merge_tiles(

@@ -163,3 +163,14 @@ def test_a_batch_may_be_an_array_or_any_iterable() -> None:
     for wrong in (images[0], 3, None, "abc", [None]):
         with pytest.raises(InputError, match="predict"):
             predictor().predict_batch(wrong)  # type: ignore[arg-type]
+
+
+def test_an_object_has_one_box_if_that_is_asked_for(trained_run: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    weights = trained_run / "best.safetensors"
+    every = Predictor(weights, score_threshold=0.0).predict(image)
+    one = Predictor(weights, score_threshold=0.0, multi_label=False).predict(image)
+    boxes = [tuple(box) for box in every.boxes_xyxy.tolist()]
+    assert len(set(boxes)) < len(boxes), "a place answers with several classes"
+    assert len({tuple(box) for box in one.boxes_xyxy.tolist()}) == len(one)
+    assert one.scores[0] == every.scores[0]

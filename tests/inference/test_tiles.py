@@ -139,3 +139,16 @@ def test_neighbours_of_one_class_stay_apart() -> None:
 def test_nothing_found_is_an_empty_result() -> None:
     merged = merge_tiles([Detections(), Detections()], [(0, 0, 10, 10), (5, 0, 15, 10)], (10, 15), nms_threshold=0.5)
     assert merged.boxes_xyxy.shape == (0, 4)
+
+
+def test_an_object_that_two_tiles_call_differently_is_one() -> None:
+    class Undecided(Blobs):
+        thresholds = Thresholds(multi_label=False)
+
+        def predict(self, image: Image) -> Detections:
+            found = Blobs.predict(self, image)
+            labels = np.full_like(found.labels, max(image.shape) > 100)  # the whole image: class 1, a tile: class 0
+            return Detections(found.boxes_xyxy, found.scores, labels)
+
+    image = draw_image(100, 150, [(10, 10, 40, 40, 0)])
+    assert as_rows(predict_tiled(Undecided(), image, tile=100)) == [(10, 10, 40, 40, 0)]  # type: ignore[arg-type]
