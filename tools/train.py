@@ -54,14 +54,12 @@ def config_for_data(options: argparse.Namespace) -> RunConfig:
         options.config = None
     path = Path(options.config or PROJECT_ROOT / "configs/detector.yaml")
     tree = apply_overrides(read_tree(path), overrides)
-    if options.resume:
-        folder = Path(tree.get("run_dir") or Path("weights") / options.data.resolve().stem)
-        if (folder / "config.yaml").is_file():
-            return load_run_config(folder / "config.yaml")
-
     note = share_processors()
-    from detector.train.plan import make_plan
+    from detector.train.plan import make_plan, run_folder
 
+    resolved = run_folder(tree, options.data) / "config.yaml"
+    if options.resume and resolved.is_file():
+        return load_run_config(resolved, overrides)
     plan = make_plan(tree, path, options.data, overrides, minutes=options.minutes)
     for line in (note, *plan.lines):
         if line:
@@ -122,9 +120,7 @@ def main(arguments: list[str]) -> int:
         return 2
     except InterruptedRunError as stop:
         if first_process():
-            names = ["--names", options.names] if options.names else []
-            command = ["python", "tools/train.py", options.config, *options.overrides, *names, "--resume"]
-            print_note(f"{stop}: {shlex.join(command)}")
+            print_note(f"{stop}: {resume_command(options, config)}")
         return 130
     except KeyboardInterrupt:
         if first_process():
@@ -133,6 +129,16 @@ def main(arguments: list[str]) -> int:
     if first_process():
         print_metrics({**metrics, "run_dir": config.run_dir}, as_json=options.json)
     return 0
+
+
+def resume_command(options: argparse.Namespace, config: RunConfig) -> str:
+    """The command that continues an interrupted run."""
+    if options.data is not None:  # all that was decided is in the run's own config
+        source = [f"{config.run_dir}/config.yaml"]
+    else:
+        names = ["--names", options.names] if options.names else []
+        source = [options.config, *options.overrides, *names]
+    return shlex.join(["python", "tools/train.py", *source, "--resume"])
 
 
 def print_metrics(metrics: dict[str, Any], *, as_json: bool) -> None:

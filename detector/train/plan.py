@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detector.anchors import best_possible_recall, fit_anchors
-from detector.config import DetectConfig, build_config
-from detector.config.load import leaves_to_data
+from detector.config import DetectConfig, ModelConfig, build_config
+from detector.config.load import apply_overrides, leaves_to_data
 from detector.data.dataset import DetectionDataset, nothing_to_learn, summarize
 from detector.data.loader import training_batches
 from detector.data.open import find_layout, open_dataset
@@ -61,6 +62,8 @@ def make_plan(
         InputError: no data set, nothing to learn from, or too little time.
     """
     started = time.monotonic()
+    tree = apply_overrides(tree, overrides)
+    stated = _stated(tree, path)
     lines, splits = _choose_splits(data)
     sets = {part: open_dataset(data, split) for part, split in splits.items()}
     names, dropped = _class_names(sets.values(), tree["model"]["class_names"])
@@ -69,41 +72,72 @@ def make_plan(
     train_set = sets["train"]
     if train_set.crowd.all():
         raise InputError(f"{nothing_to_learn(train_set)}; tools/doctor.py {data} lists all problems")
-    size_hw, reason = _choose_size(train_set)
-    anchors, recall = _choose_anchors(train_set, size_hw)
-    lines += [f"size {size_hw[1]}x{size_hw[0]}: {reason}", recall]
+    open_keys = leaves_to_data(tree)
+    size_hw, anchors, chosen = _choose_shapes(train_set, stated, open_keys)
+    lines += chosen
     decided: dict[str, Any] = {
         "data": {"root": str(data), "train": splits["train"], "val": splits["val"]},
         "model": {"class_names": list(names), "anchors": anchors},
         "preprocess": {"size_hw": list(size_hw)},
     }
-    run_dir = tree.get("run_dir") or f"weights/{data.stem if data.is_file() else data.resolve().name}"
-    tree = {**_fill(tree, decided), "run_dir": run_dir}
+    tree = {**_fill(tree, decided), "run_dir": str(run_folder(tree, data))}
     tree["data"] = {**tree["data"], **decided["data"]}
     tree["model"] = {**tree["model"], "class_names": list(names)}
-    timed = leaves_to_data(tree) or minutes is not None
-    if timed:
-        minutes = minutes if minutes is not None else 30.0
+    if minutes is not None or "train.max_steps" in open_keys:
+        if any(override.startswith("train.max_steps=") for override in overrides):
+            raise InputError("--minutes and train.max_steps both say how long to train; give one of them")
+        spent = time.monotonic() - started
         draft = build_config(_fill(tree, {"train": _schedule(1000), "evaluate": {"every": 0}}), path, overrides)
         assert isinstance(draft, DetectConfig)
-        step_seconds, image_seconds = _measure(draft, train_set)
-        num_evaluated = EVALUATIONS * len(sets["val"]) + len(train_set)  # the report audits the training labels
-        rest = minutes * 60 - (time.monotonic() - started) - START_UP_SECONDS - num_evaluated * image_seconds
-        steps = int(rest / step_seconds)
-        if steps < 20:
-            least = math.ceil(minutes - min(rest, 0) / 60 + 1)
-            raise InputError(f"--minutes {minutes:g}: too short for this data; give at least {least}")
+        steps, line = _fit_to_time(draft, sets, minutes=30.0 if minutes is None else minutes, spent_seconds=spent)
+        lines.append(line)
         tree["train"] = {**tree["train"], **_schedule(steps)}
         tree["evaluate"] = {**tree["evaluate"], "every": math.ceil(steps / EVALUATIONS)}
-        epochs = steps * draft.train.batch_size / len(train_set)
-        speed = draft.train.batch_size / step_seconds
-        lines.append(
-            f"{steps} steps of {draft.train.batch_size} images ({epochs:.0f} epochs) at {speed:.1f} images/s, "
-            f"{EVALUATIONS} evaluations: about {minutes:g} minutes"
-        )
+    else:
+        steps = stated.train.max_steps
+        tree = _fill(tree, {"train": _schedule(steps), "evaluate": {"every": math.ceil(steps / EVALUATIONS)}})
     config = build_config(tree, path, overrides)
     assert isinstance(config, DetectConfig)
     return Plan(config, lines)
+
+
+def _stated(tree: dict[str, Any], path: Path) -> DetectConfig:
+    """The config's own values, checked; anything stands where they are auto. Raises: InputError."""
+    anything = {
+        "model": {"class_names": ["object"], "anchors": [[8, 8]] * NUM_ANCHORS},
+        "preprocess": {"size_hw": [LONG_SIDE, LONG_SIDE]},
+        "data": dict.fromkeys(("root", "train", "val"), "as given"),
+        "train": _schedule(1000),
+        "evaluate": {"every": 0},
+    }
+    if tree.get("task") == "classify":
+        raise InputError(f"{path}: --data is for detectors, and this config trains a classifier")
+    config = build_config(_fill(tree, anything), path)
+    assert isinstance(config, DetectConfig)
+    return config
+
+
+def run_folder(tree: Mapping[str, Any], data: Path) -> Path:
+    """Where a run on this data goes: the config's run_dir, or weights/<name of the data's folder or file>."""
+    return Path(tree.get("run_dir") or Path("weights") / (data.stem if data.is_file() else data.resolve().name))
+
+
+def _fit_to_time(
+    draft: DetectConfig, sets: Mapping[str, DetectionDataset], *, minutes: float, spent_seconds: float
+) -> tuple[int, str]:
+    """The steps for which the time is enough, and what to tell the user. Raises: InputError: too little time."""
+    step_seconds, image_seconds = _measure(draft, sets["train"])
+    num_evaluated = EVALUATIONS * len(sets["val"]) + len(sets["train"])  # the report audits the training labels
+    rest = minutes * 60 - spent_seconds - START_UP_SECONDS - num_evaluated * image_seconds
+    steps = int(rest / step_seconds)
+    if steps < 20:
+        least = math.ceil(minutes - min(rest, 0) / 60 + 1)
+        raise InputError(f"--minutes {minutes:g}: too short for this data; give at least {least}")
+    batch_size = draft.train.batch_size
+    return steps, (
+        f"{steps} steps of {batch_size} images ({steps * batch_size / len(sets['train']):.0f} epochs) at "
+        f"{batch_size / step_seconds:.1f} images/s, {EVALUATIONS} evaluations: about {minutes:g} minutes"
+    )
 
 
 def _fill(tree: dict[str, Any], decided: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,6 +199,29 @@ def _shortened(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
+def _choose_shapes(
+    dataset: DetectionDataset, stated: DetectConfig, open_keys: Sequence[str]
+) -> tuple[tuple[int, int], list[list[int]], list[str]]:
+    """The network's size and the anchors, those stated unless they are open, and what to tell the user."""
+    assert isinstance(stated.model, ModelConfig)
+    size_hw, reason = stated.preprocess.size_hw, "as the config states"
+    if "preprocess.size_hw" in open_keys:
+        size_hw, reason = _choose_size(dataset)
+    sizes = _object_sizes(dataset, size_hw)
+    anchors, source = torch.tensor(stated.model.anchors, dtype=torch.float32), "as the config states"
+    if "model.anchors" in open_keys:
+        anchors, source = _choose_anchors(sizes, size_hw)
+    recall, rounded = best_possible_recall(sizes, anchors), anchors.round().int().tolist()
+    return (
+        size_hw,
+        rounded,
+        [
+            f"size {size_hw[1]}x{size_hw[0]}: {reason}",
+            f"anchors {source}, best possible recall {recall:.3f} at IoU 0.5: {rounded}",
+        ],
+    )
+
+
 def _choose_size(dataset: DetectionDataset) -> tuple[tuple[int, int], str]:
     """The network's size from the images' shapes and the objects' sizes, and why."""
     height, width = (np.median(dataset.sizes_hw[:, axis]) for axis in (0, 1))
@@ -186,24 +243,28 @@ def _to_32(side: float, *, up: bool = False) -> int:
     return max(32 * (math.ceil(side / 32) if up else round(side / 32)), 64)
 
 
-def _choose_anchors(dataset: DetectionDataset, size_hw: tuple[int, int]) -> tuple[list[list[float]], str]:
-    """Anchors fitted to the objects; where there are too few, COCO's, scaled."""
-    from detector.data.doctor import COCO_ANCHORS
-
+def _object_sizes(dataset: DetectionDataset, size_hw: tuple[int, int]) -> Tensor:
+    """Widths and heights of the objects in network pixels, without crowds: (n, 2)."""
     per_image = torch.from_numpy(dataset.offsets).diff()
     images = torch.from_numpy(dataset.sizes_hw).repeat_interleave(per_image, dim=0).flip(1)  # (n, 2) width, height
     boxes = torch.from_numpy(dataset.boxes_xyxy)
     sizes = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor(size_hw[::-1]) / images
-    sizes = sizes[~torch.from_numpy(dataset.crowd)]
+    return sizes[~torch.from_numpy(dataset.crowd)]
+
+
+def _choose_anchors(sizes: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, str]:
+    """Anchors (9, 2) in whole pixels fitted to the objects' sizes, and that they are; where there are too few, COCO's,
+    scaled.
+    """
+    from detector.data.doctor import COCO_ANCHORS
+
     anchors = torch.tensor(COCO_ANCHORS, dtype=torch.float32) * max(size_hw) / 416
     source = "COCO's, scaled"
     if len(sizes) >= NUM_ANCHORS:
         fitted = fit_anchors(sizes, NUM_ANCHORS)
         if best_possible_recall(sizes, fitted, threshold=0.7) >= best_possible_recall(sizes, anchors, threshold=0.7):
             anchors, source = fitted, "fitted"
-    rounded = [[max(round(w), 1), max(round(h), 1)] for w, h in anchors.tolist()]
-    recall = best_possible_recall(sizes, torch.tensor(rounded, dtype=torch.float32))
-    return rounded, f"anchors {source}, best possible recall {recall:.3f} at IoU 0.5: {rounded}"
+    return anchors.round().clamp(min=1), source
 
 
 def _schedule(steps: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from detector.config import load_run_config
 from detector.config.load import leaves_to_data, read_tree
 from detector.errors import InputError
+from detector.train.loop import InterruptedRunError
 from detector.train.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,33 @@ def test_a_config_of_ones_own_keeps_what_it_states(tmp_path: Path) -> None:
     assert made.config.preprocess.size_hw == (416, 416)
 
 
+def test_stated_steps_decide_the_rest_of_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.train.plan._measure", lambda config, dataset: pytest.fail("nothing to measure"))
+    train = plan(labelme(tmp_path / "pets", 12), "train.max_steps=40", minutes=None).config.train
+    assert (train.max_steps, train.burn_in, train.ema_decay) == (40, 4, 0.9)
+    with pytest.raises(InputError, match=r"--minutes and train.max_steps both say how long"):
+        plan(tmp_path / "pets", "train.max_steps=40", minutes=10)
+
+
+def test_anchors_are_fitted_to_a_stated_size(tmp_path: Path) -> None:
+    data = labelme(tmp_path / "pets", 30)
+    normal, doubled = plan(data).config, plan(data, "preprocess.size_hw=[192,256]").config
+    assert doubled.preprocess.size_hw == (192, 256)
+    expected = 2 * np.array(normal.model.anchors)
+    np.testing.assert_allclose(doubled.model.anchors, expected, atol=1.01)  # each is rounded to whole pixels
+
+
+def test_a_wrong_value_is_said_before_the_data_are_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"preprocess.size_hw.0: .* multiple of 32, got 100"):
+        plan(tmp_path / "absent", "preprocess.size_hw=[100,128]")
+
+
+def test_a_classifier_is_refused(tmp_path: Path) -> None:
+    path = ROOT / "configs/classify_tiny.yaml"
+    with pytest.raises(InputError, match="--data is for detectors, and this config trains a classifier"):
+        make_plan(read_tree(path), path, labelme(tmp_path / "pets", 3))
+
+
 @pytest.mark.parametrize("minutes", [0.05, 0.1])
 def test_too_little_time_is_said(tmp_path: Path, minutes: float) -> None:
     with pytest.raises(InputError, match=r"too short for this data; give at least \d"):
@@ -131,3 +159,25 @@ def test_the_command_trains_evaluates_and_says_what_comes_next(
     resolved = load_run_config(run / "config.yaml")
     assert resolved.train.max_steps == 23
     assert tool(["--data", str(data), "--resume"]) == 0, "the run's own config is used"
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = labelme(tmp_path / "pets.v1i.coco", 12, size_wh=(64, 64))  # named as downloads are
+    tool = runpy.run_path(str(ROOT / "tools/train.py"))["main"]
+    short = ["train.max_steps=2", "train.num_workers=0", "train.precision=fp32"]
+
+    def stop(*_: object, **__: object) -> None:
+        raise InterruptedRunError("stopped after step 1; continue with --resume")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detector.train.loop.train", stop)
+        assert tool(["--data", str(data), *short]) == 130
+    command = "python tools/train.py weights/pets.v1i.coco/config.yaml --resume"
+    assert command in capsys.readouterr().err
+    assert tool(["--data", str(data), *short]) == 0
+    before = (tmp_path / "weights/pets.v1i.coco/config.yaml").read_bytes()
+    assert tool(["--data", str(data), "--resume"]) == 0, "the run's own config is found"
+    assert (tmp_path / "weights/pets.v1i.coco/config.yaml").read_bytes() == before
