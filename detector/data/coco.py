@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detector.data.coco_file import CocoAnnotation, CocoCategory, CocoFile, CocoImage, is_coco_box, read_coco_json
+from detector.data.coco_file import (
+    LARGEST_SIDE,
+    CocoAnnotation,
+    CocoCategory,
+    CocoFile,
+    CocoImage,
+    is_coco_box,
+    read_coco_json,
+)
 from detector.data.dataset import DatasetBuilder
 from detector.data.images import read_image_size
 from detector.data.locate import ImageFinder
@@ -150,10 +158,12 @@ def _require_distinct_images(images: list[CocoImage], annotations: Path) -> None
 def _size(builder: DatasetBuilder, image: CocoImage, path: Path, where: str) -> tuple[int, int] | None:
     """Height and width: the file's, or where it states none those of the image itself; None = reported."""
     sides = (image.height, image.width)
-    if all(isinstance(side, (int, float)) and not isinstance(side, bool) and side >= 1 for side in sides):
+    if all(
+        isinstance(side, (int, float)) and not isinstance(side, bool) and 1 <= side <= LARGEST_SIDE for side in sides
+    ):
         return int(image.height), int(image.width)
     if not all(side is None or (isinstance(side, (int, float)) and side <= 0) for side in sides):
-        value = f"its size is {image.width!r} x {image.height!r}"
+        value = f"its size is {image.width!r:.40} x {image.height!r:.40}"
         builder.report(where, "unreadable_annotation", value, "image dropped")
         return None
     try:
@@ -166,7 +176,7 @@ def _size(builder: DatasetBuilder, image: CocoImage, path: Path, where: str) -> 
 def _add_object(builder: DatasetBuilder, item: CocoAnnotation, names: Mapping[Key, str], where: str) -> None:
     box = _as_list(item.bbox)
     if not is_coco_box(box):
-        return builder.report(where, "not_finite", f"bbox {item.bbox!r}", "object dropped")
+        return builder.report(where, "not_finite", f"bbox {item.bbox!r:.80}", "object dropped")
     try:
         crowd = _TRUTH[item.iscrowd]
     except (KeyError, TypeError):
@@ -188,7 +198,7 @@ def _area(value: Any) -> float | None:
     """The stated area; None where it is not a positive number."""
     try:
         area = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return area if 0 < area < float("inf") else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -12,6 +11,9 @@ from typing import Any
 import msgspec
 
 from detector.errors import InputError
+
+LARGEST_SIDE = 2**31 - 1
+"""Pixels; larger numbers in a file are no sizes or places."""
 
 
 class CocoImage(msgspec.Struct, gc=False):
@@ -106,10 +108,9 @@ def coco_categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def is_coco_box(box: Any) -> bool:
-    """Whether a value is x, y, width, height as finite numbers."""
+    """Whether a value is x, y, width, height as numbers that an image can have."""
     return (
         isinstance(box, (list, tuple))
         and len(box) == 4
-        and all(isinstance(value, (int, float)) for value in box)
-        and math.isfinite(sum(box))
+        and all(isinstance(value, (int, float)) and abs(value) <= LARGEST_SIDE for value in box)
     )

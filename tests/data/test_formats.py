@@ -238,7 +238,7 @@ def test_coco_subset(shared: Path) -> None:
     assert (len(dataset), len(dataset.labels), int(dataset.crowd.sum()), len(dataset.class_names)) == (126, 886, 7, 80)
 
 
-@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, float("nan"), 4], "x"])
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, float("nan"), 4], [1, 2, 10**400, 4], "x"])
 def test_an_annotation_without_a_box_does_not_disturb_an_evaluation(bbox: object, tmp_path: Path) -> None:
     path = write_coco(tmp_path, GOOD)
     content = json.loads(path.read_text())
@@ -249,6 +249,18 @@ def test_an_annotation_without_a_box_does_not_disturb_an_evaluation(bbox: object
     assert [problem.rule for problem in dataset.problems] == ["not_finite", "missing_image"]
     truth, _, _ = dataset.ground_truth()
     assert len(truth["annotations"]) == 2
+
+
+def test_a_coco_file_with_numbers_that_nothing_can_hold(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, GOOD)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["area"] = 10**400
+    content["images"].append({"id": 6, "file_name": "b.jpg", "width": 100, "height": 10**400})
+    write_image(tmp_path / "images/b.jpg")
+    path.write_text(json.dumps(content))
+    dataset = open_dataset(path)
+    assert (len(dataset), len(dataset.labels)) == (1, 2), "an area that cannot be is the box's own"
+    assert [problem.rule for problem in dataset.problems] == ["unreadable_annotation"]
 
 
 @pytest.mark.parametrize("names", ["{1: cat, 2: dog}", "[]", "null", "3"])

@@ -71,14 +71,17 @@ def test_yolo(root: Path, labels: bytes, names: bytes, listing: bytes) -> None:
     read_all(folder / "data.yaml")
 
 
+def changes_of(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Few of them, so that each is often the first thing that is wrong."""
+    return st.dictionaries(st.sampled_from(keys), VALUES, max_size=2)
+
+
 @fuzzed
 @given(
-    image=st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "file_name", "height", "width", "coco_url"), VALUES)),
-    item=st.fixed_dictionaries(
-        {}, optional=dict.fromkeys(("id", "image_id", "category_id", "bbox", "area", "iscrowd"), VALUES)
-    ),
-    category=st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "name"), VALUES)),
-    whole=st.booleans(),
+    image=changes_of("id", "file_name", "height", "width", "coco_url"),
+    item=changes_of("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    category=changes_of("id", "name"),
+    whole=st.sampled_from([True, True, True, False]),
 )
 def test_coco(root: Path, image: dict[str, Any], item: dict[str, Any], category: dict[str, Any], whole: bool) -> None:
     complete = {"id": 1, "file_name": "a.jpg", "height": 32, "width": 48}
@@ -132,18 +135,38 @@ def test_texts(root: Path, read: Callable[[Path], object], content: bytes) -> No
         read(root / "text.yaml")
 
 
-SECTIONS = st.sampled_from(["convolutional", "maxpool", "route", "shortcut", "yolo", "upsample", "softmax", "net", "x"])
-KEYS = st.sampled_from(
-    ["filters", "size", "stride", "layers", "from", "mask", "anchors", "classes", "activation", "pad"]
-)
+VALID_CFG = {
+    "net": {"height": "32", "width": "32", "learning_rate": "0.001"},
+    "convolutional": {"filters": "18", "size": "3", "stride": "32", "pad": "1", "activation": "linear"},
+    "yolo": {"mask": "0,1,2", "anchors": "8,8,16,16,24,24", "classes": "1", "num": "3", "scale_x_y": "1.05"},
+}
+SECTIONS = st.sampled_from(["maxpool", "route", "shortcut", "upsample", "softmax", "x", *VALID_CFG])
+PLACES = [(name, key) for name, options in VALID_CFG.items() for key in options]
+KEYS = st.sampled_from(["layers", "from", "groups", *(key for _, key in PLACES)])
 
 
 @fuzzed
-@given(sections=st.lists(st.tuples(SECTIONS, st.dictionaries(KEYS, NUMBERS, max_size=4)), max_size=4), tail=LINES)
-def test_cfg(sections: list[tuple[str, dict[str, str]]], tail: str) -> None:
-    text = "[net]\nheight=32\nwidth=32\n"
-    for name, options in sections:
-        text += f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in options.items())
-    for content in (text, text + tail):
+@given(
+    changed=st.lists(st.tuples(st.sampled_from(PLACES), NUMBERS), max_size=2),
+    added=st.lists(st.tuples(SECTIONS, st.dictionaries(KEYS, NUMBERS, max_size=4)), max_size=3),
+    tail=LINES,
+)
+def test_cfg(changed: list[tuple[tuple[str, str], str]], added: list[tuple[str, dict[str, str]]], tail: str) -> None:
+    valid = {name: dict(options) for name, options in VALID_CFG.items()}
+    for (name, key), value in changed:
+        valid[name][key] = value
+    texts = [
+        f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in options.items())
+        for name, options in (*valid.items(), *added)
+    ]
+    for content in ("".join(texts[: len(valid)]), "".join(texts), "".join(texts) + tail):
         with suppress(InputError):
             build_darknet(content, "x.cfg")
+
+
+def test_the_valid_cfg_is_valid() -> None:
+    content = "".join(
+        f"[{name}]\n" + "".join(f"{key}={value}\n" for key, value in options.items())
+        for name, options in VALID_CFG.items()
+    )
+    assert len(build_darknet(content, "x.cfg").yolo_sections) == 1
