@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo soak test lint format typecheck check clean
+.PHONY: help setup demo soak gpu-check test lint format typecheck check clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(READY)  ## train on the synthetic data, evaluate, write annotated images
 
 soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (6 minutes on a quiet machine)
 	$(RUN) -m pytest -m soak
+
+gpu-check: $(READY)  ## compare a GPU with the CPU and measure its speed (under 8 minutes; skipped without a GPU)
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest -m gpu tests/gpu --durations=0 -s -rs
 
 test: $(READY)  ## run all tests, side by side (alone: .venv/bin/python -m pytest)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal

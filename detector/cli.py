@@ -75,6 +75,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="torch, torch-bf16, onnxruntime, openvino, openvino-bf16 or opencv; auto = the fastest on this machine "
         "(default: torch for weights, the library of its format for an exported file)",
     )
+    add_device_argument(parser)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device`, the same for all tools that run a detector; `runtime.device.find_device` resolves it."""
+    help_text = "cpu, or for PyTorch cuda (the first GPU) or cuda:N (default: %(default)s)"
+    parser.add_argument("--device", default="cpu", help=help_text)
 
 
 def parse_size(sides: Sequence[int]) -> tuple[int, int]:

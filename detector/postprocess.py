@@ -96,6 +96,21 @@ class Decoder:
 
 
 @dataclass(frozen=True)
+class Places:
+    """The part of the raw maps of some images that can hold a box: the places whose objectness is high enough.
+
+    Attributes:
+        codes: (K', 5 + C) float32, the maps' values.
+        where: (4, K') image, anchor (counted over the scales), row and column.
+        batch: B.
+    """
+
+    codes: Floats
+    where: Ints
+    batch: int
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Class-wise boxes, of one image or several, that scored above the threshold.
 
@@ -117,7 +132,7 @@ class Candidates:
 
 
 def postprocess(
-    raw_maps: Sequence[Floats],
+    outputs: Sequence[Floats] | Places,
     decoder: Decoder,
     thresholds: Thresholds,
     *,
@@ -130,7 +145,7 @@ def postprocess(
     than 10,000 candidates above the threshold, only the best 10,000 are used.
 
     Args:
-        raw_maps: (B, A * (5 + C), h, w) float32 for each scale.
+        outputs: raw maps (B, A * (5 + C), h, w) float32 for each scale, or their places above `objectness_limit`.
         decoder: anchors and strides of the network.
         thresholds: which boxes are detections.
         darknet_ranks: fill `Detections.darknet_ranks`, for Darknet's metric.
@@ -138,11 +153,11 @@ def postprocess(
     Returns:
         B `Detections`.
     """
-    found = find_candidates(raw_maps, decoder, thresholds.score_threshold)
-    batch = len(raw_maps[0])
+    places = outputs if isinstance(outputs, Places) else find_places(outputs, decoder, thresholds.score_threshold)
+    found = find_candidates(places, decoder, thresholds.score_threshold)
     results = []
-    for index in range(batch):
-        mine = found if batch == 1 else found.take(np.flatnonzero(found.where[0] == index))
+    for index in range(places.batch):
+        mine = found if places.batch == 1 else found.take(np.flatnonzero(found.where[0] == index))
         if len(mine.scores) > MAX_CANDIDATES:
             mine = mine.take(_best_first(mine.scores)[:MAX_CANDIDATES])
         rows = _suppress(mine, thresholds.nms_threshold, decoder.nms_beta)
@@ -160,20 +175,32 @@ def postprocess(
     return results
 
 
-def find_candidates(raw_maps: Sequence[Floats], decoder: Decoder, score_threshold: float) -> Candidates:
-    """The boxes that score above the threshold, before any suppression.
+def objectness_limit(decoder: Decoder, score_threshold: float) -> float:
+    """The value in a raw map that the objectness of every box above the threshold exceeds.
 
-    Objectness first: a score can never exceed it, so most places are dropped before anything else is computed. The
-    remaining places of all scales are decoded together.
+    Slightly below the threshold: the exact comparison, on scores, is that of `find_candidates`.
     """
-    # Slightly below the threshold: the exact comparison, on scores, follows.
-    lowest = score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
+    return score_threshold - 1e-6 if decoder.new_coords else _logit(score_threshold) - 1e-3
+
+
+def find_places(raw_maps: Sequence[Floats], decoder: Decoder, score_threshold: float) -> Places:
+    """The places of all scales that can score above the threshold.
+
+    A score can never exceed the objectness, so most places are dropped before anything else is computed.
+    """
+    lowest = objectness_limit(decoder, score_threshold)
     parts, first_anchor = [], 0
     for raw_map, anchors_wh in zip(raw_maps, decoder.anchors_wh, strict=True):
         parts.append(_promising(raw_map, len(anchors_wh), first_anchor, lowest))
         first_anchor += len(anchors_wh)
-    codes = np.concatenate([codes for codes, _ in parts])  # (K', 5 + C)
-    where = np.concatenate([where for _, where in parts], axis=1)  # image, anchor, row, column: (4, K')
+    codes = np.concatenate([codes for codes, _ in parts])
+    where = np.concatenate([where for _, where in parts], axis=1)
+    return Places(codes, where, len(raw_maps[0]))
+
+
+def find_candidates(places: Places, decoder: Decoder, score_threshold: float) -> Candidates:
+    """The boxes that score above the threshold, before any suppression; all scales are decoded together."""
+    codes, where = places.codes, places.where
     active = codes if decoder.new_coords else sigmoid(codes)
     scores = active[:, 5:] * active[:, 4:5]  # (K', C)
     place, labels = np.nonzero(scores > score_threshold)  # (K,)

@@ -93,5 +93,6 @@ def shared() -> Path:
     return SHARED
 
 
-def pytest_configure() -> None:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.cli import Parser, parse_size, print_json, print_note, run
+from detector.cli import Parser, add_device_argument, parse_size, print_json, print_note, run
 from detector.config import load_config
 from detector.errors import InputError
 
@@ -61,6 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=400, help="images to measure the loader over (%(default)s)")
     parser.add_argument("--rounds", type=int, default=8, help="number of turns (%(default)s)")
     parser.add_argument("--threads", type=int, help="default: one for each usable processor")
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     options = parser.parse_intermixed_args(arguments)
     if options.images < 1 or options.rounds < 1 or (options.threads is not None and options.threads < 1):
@@ -105,6 +106,7 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
         calibration=calibration,
         threads=options.threads,
         rounds=options.rounds,
+        device=options.device,
         print_progress=print_note,
     )
     if options.out:
@@ -160,7 +162,7 @@ def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         report["loader"] = loader_table(config, dataset, num_images=options.images)
         texts.append(loader_text(report["loader"], config.train.num_workers))
     if options.train:
-        report["train"] = training_table(config, rounds=options.rounds)
+        report["train"] = training_table(config, rounds=options.rounds, device=options.device)
         texts.append(training_text(report["train"]))
     return report, "\n\n".join(texts)
 

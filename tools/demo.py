@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     thresholds = Thresholds(options.score_threshold, multi_label=options.multi_label)
     loaded = find_model(options.model, options.weights, options.names)
     announce_backend(options.backend)
-    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, device=options.device)
     source = open_source(options.video or options.image)
     wait_ms = 0 if source.fps is None else 1  # an image stays until a key is pressed
     sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []

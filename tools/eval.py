@@ -71,7 +71,7 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
         raise InputError(f"{loaded.path}: does not record which data set it is for; give --data PATH")
     announce_backend(options.backend)
     thresholds = evaluation_thresholds(config.evaluate if config else None)
-    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend)
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, device=options.device)
     dataset = open_data(config, options, predictor.class_names)
     print_note(f"weights {loaded.path} (step {loaded.info.get('step', '?')})")
     if isinstance(loaded, LoadedExport) and loaded.record.suppression is not None:
@@ -126,7 +126,9 @@ def evaluate_classifier(checkpoint: Checkpoint, options: argparse.Namespace) -> 
 
     from detector.evaluate.classification import evaluate_checkpoint
 
-    metrics = evaluate_checkpoint(checkpoint, root=options.data, split=options.split, progress=True)
+    metrics = evaluate_checkpoint(
+        checkpoint, root=options.data, split=options.split, device=options.device, progress=True
+    )
     print_note(
         f"step {checkpoint.info.get('step', '?')}, {metrics['images']} images, {checkpoint.model.num_classes} classes"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, parse_size, print_json, print_note, run
+from detector.cli import Parser, add_device_argument, parse_size, print_json, print_note, run
 from detector.errors import InputError
 from detector.postprocess import Thresholds
 from detector.runtime.formats import FORMATS
@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
         dynamic=options.dynamic,
         suppression=thresholds if options.with_nms else None,
         max_drop=options.max_drop,
+        device=options.device,
     )
     print_note(f"weights {loaded.path}")
     check_request(loaded, request)
@@ -94,6 +95,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-drop", type=float, default=0.01, help="AP50 that int8 may lose, measured as users run it (default: 0.01)"
     )
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="the gate's report as JSON on stdout")
     options = parser.parse_args(arguments)
     if (options.batch or 1) < 1:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, announce_backend, print_json, print_note, run
+from detector.cli import Parser, add_device_argument, announce_backend, print_json, print_note, run
 from detector.errors import InputError
 from detector.postprocess import Thresholds
 
@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> int:
     loaded = find_model(options.model, options.weights, options.names)
     num_cpus = usable_cpus()
     announce_backend(options.backend)
-    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, streams=num_cpus)
+    predictor = Predictor.from_loaded(
+        loaded, thresholds, backend=options.backend, device=options.device, streams=num_cpus
+    )
     print_note(f"weights {loaded.path}, {predictor.runtime.name}; {len(images)} image{'s' * (len(images) != 1)}")
 
     settings = {
@@ -117,6 +119,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", help="weights or exported file")
     parser.add_argument("--names", help="file of class names, for a Darknet cfg (default: a *.names beside it)")
     parser.add_argument("--backend", help="see demo.py; auto = the fastest on this machine")
+    add_device_argument(parser)
     parser.add_argument(
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )

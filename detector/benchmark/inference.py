@@ -30,6 +30,8 @@ from detector.export.request import Request
 from detector.inference.backends import computes_in_bf16, open_runtime, possible_backends
 from detector.inference.find import Loaded, LoadedDetector, LoadedExport, load_export
 from detector.inference.predictor import Predictor
+from detector.runtime.device import find_device
+from detector.runtime.protocol import BACKENDS
 from detector.runtime.threads import cpu_name, usable_cpus
 from detector.structures import Image
 
@@ -77,6 +79,7 @@ def inference_table(
     calibration: tuple[str, str | None] | None = None,
     threads: int | None = None,
     rounds: int = 8,
+    device: str = "cpu",
     print_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measures all ways to run a detector, in turn.
@@ -89,6 +92,7 @@ def inference_table(
         calibration: data set and split to quantize with, for int8 from weights.
         threads: None = all usable processors.
         rounds: number of turns, each with several runs.
+        device: see `find_device`; on a GPU only PyTorch runs.
         print_progress: called with progress messages.
 
     Returns:
@@ -102,12 +106,15 @@ def inference_table(
     torch.set_num_threads(threads)
     frames = _frames(dataset)
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    with _variants(loaded, backends, precisions, calibration, threads, print_progress) as variants:
+    on_gpu = find_device(device).type == "cuda"
+    if on_gpu:
+        backends = [name for name in backends or BACKENDS if name.startswith("torch")]
+    with _variants(loaded, backends, precisions, calibration, threads, device, print_progress) as variants:
         for turn in range(rounds + 1):
             print_progress(f"turn {turn} of {rounds}")
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                if name == "fp32" or computes_in_bf16():
-                    peaks[name].append(matrix_product_gflops(dtype, repeats=1))
+                if name == "fp32" or on_gpu or computes_in_bf16():
+                    peaks[name].append(matrix_product_gflops(dtype, repeats=1, device=device))
             for variant in variants:
                 _take_turn(variant, frames, threads, counts=turn > 0)
         if dataset is not None:
@@ -126,6 +133,7 @@ def inference_table(
             "peak_gflops": peak,
             "threads": threads,
             "cpu": cpu_name(),
+            "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
             "system": platform.platform(),
             "data": dataset.name if dataset is not None else None,
         }
@@ -138,6 +146,7 @@ def _variants(
     precisions: Sequence[str],
     calibration: tuple[str, str | None] | None,
     threads: int,
+    device: str,
     print_progress: Callable[[str], None],
 ) -> Iterator[list[Variant]]:
     """Opens all variants; those that cannot be opened are reported and left out."""
@@ -147,11 +156,11 @@ def _variants(
         """Opens one variant, if it was requested and can run here."""
         if precision not in precisions or (backends is not None and backend not in backends):
             return
-        if precision == "bf16" and not computes_in_bf16():
+        if precision == "bf16" and device == "cpu" and not computes_in_bf16():
             return
         print_progress(f"opening {backend} {precision}")
         try:
-            runtime = open_runtime(which, backend, threads=threads)
+            runtime = open_runtime(which, backend, device=device, threads=threads)
             variant = Variant(backend, precision, Predictor.from_runtime(runtime, which))
             if backend.startswith("openvino") and threads > 1:
                 side_by_side = open_runtime(which, backend, threads=threads, streams=threads)
@@ -250,7 +259,7 @@ def inference_text(table: dict[str, Any]) -> str:
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in table["peak_gflops"].items())
     cost = f", {table['gflop']:.2f} GFLOP per image" if table["gflop"] is not None else ""
     lines = [
-        f"{table['model']} at {height}x{width}{cost}; {table['cpu']}, {table['threads']} threads; "
+        f"{table['model']} at {height}x{width}{cost}; {table['gpu'] or table['cpu']}, {table['threads']} threads; "
         f"matrix products reach {peaks} GFLOP/s",
         f"{'backend':<14}{'precision':<11}{'p50 ms':>8}{'p95 ms':>8}{'GFLOP/s':>9}{'of peak':>9}{'frame-boxes ms':>16}"
         f"{'fps':>7}{'around':>8}{'at once fps':>13}{'AP50':>8}{'times':>7}",

@@ -26,6 +26,7 @@ from detector.errors import InputError
 from detector.inference.build import build_network
 from detector.loss import LossTerms
 from detector.models.precision import autocast, compute_dtype, to_network_input
+from detector.runtime.device import find_device
 from detector.structures import Batch
 from detector.train.detection import build_loss, loss_terms
 from detector.train.forensics import is_finite
@@ -77,7 +78,7 @@ def _time_loader(samples: TrainingSamples, steps: range, batch_size: int) -> dic
     return {**row, "images_per_second": count / elapsed}
 
 
-def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
+def training_table(config: DetectConfig, *, rounds: int, device: str = "cpu") -> dict[str, Any]:
     """Images per second of the config's training steps and of plain fp32 ones, measured in turn.
 
     Plain: the same network in fp32 with PyTorch's default memory format and memory allocation, without averaging and
@@ -87,15 +88,17 @@ def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
     Args:
         config: the experiment's config, which sets batch size, network size and precision.
         rounds: number of rounds, with one step for each side; two warm-up rounds come first.
+        device: see `find_device`.
 
     Returns:
         rows `fp32` and `ours`: images_per_second, gflops (achieved), share_of_peak; and `speedup`, `peak_gflops`, ...
     """
     seconds: dict[str, list[float]] = {"fp32": [], "ours": []}
-    peak, dtype = 0.0, compute_dtype(config.train.precision, torch.device("cpu"))
-    with _steps_in_a_process(config, plain=True) as fp32, _steps_in_a_process(config, plain=False) as ours:
+    peak, dtype = 0.0, compute_dtype(config.train.precision, find_device(device))
+    plain, full = (_steps_in_a_process(config, plain=plain, device=device) for plain in (True, False))
+    with plain as fp32, full as ours:
         for number in range(rounds + 2):
-            peak = max(peak, matrix_product_gflops(dtype))
+            peak = max(peak, matrix_product_gflops(dtype, device=device))
             for name, run_step in (("fp32", fp32), ("ours", ours)):
                 elapsed = run_step()
                 if number >= 2:
@@ -123,11 +126,11 @@ def training_table(config: DetectConfig, *, rounds: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _steps_in_a_process(config: DetectConfig, *, plain: bool) -> Iterator[Callable[[], float]]:
+def _steps_in_a_process(config: DetectConfig, *, plain: bool, device: str) -> Iterator[Callable[[], float]]:
     """A function that computes one training step in another process and returns its seconds."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    arguments = (theirs, config, plain, torch.get_num_threads())
+    arguments = (theirs, config, plain, device, torch.get_num_threads())
     process = context.Process(target=_answer_with_steps, args=arguments, daemon=True)
     process.start()
     theirs.close()
@@ -151,19 +154,21 @@ def _steps_in_a_process(config: DetectConfig, *, plain: bool) -> Iterator[Callab
         process.join()
 
 
-def _answer_with_steps(pipe: Connection, config: DetectConfig, plain: bool, num_threads: int) -> None:
+def _answer_with_steps(pipe: Connection, config: DetectConfig, plain: bool, device: str, num_threads: int) -> None:
     """Runs in the other process: one step for each message, until the pipe is closed; an error is sent as text."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which closes the pipe
     try:
         torch.set_num_threads(num_threads)
         if plain:
-            step = _plain_step(config)
+            step = _plain_step(config, torch.device(device))
         else:
             keep_freed_memory()
-            step = training_step(config, torch.device("cpu"))
+            step = training_step(config, torch.device(device))
         while pipe.recv():
             started = time.perf_counter()
             step()
+            if device != "cpu":
+                torch.cuda.synchronize()
             pipe.send(time.perf_counter() - started)
     except EOFError:
         pass
@@ -198,18 +203,19 @@ def training_step(config: DetectConfig, device: torch.device) -> Callable[[], An
     return step
 
 
-def _plain_step(config: DetectConfig) -> Callable[[], None]:
+def _plain_step(config: DetectConfig, device: torch.device) -> Callable[[], None]:
     """The simplest version: float32, PyTorch's defaults, zero_grad, forward, loss, backward, step."""
-    state = fresh_state(config, torch.device("cpu"))
+    state = fresh_state(config, device)
     network = state.network.to(memory_format=torch.contiguous_format)
     loss, batch = build_loss(config, network), random_batch(config)
-    images = batch.images.contiguous()
+    images = batch.images.contiguous().to(device)
+    boxes_xyxy, labels = batch.boxes_xyxy.to(device), batch.labels.to(device)
 
     def step() -> None:
         state.optimizer.zero_grad()
         for _ in range(config.train.subdivisions):
             raw_maps = network(images.float() / 255)
-            terms = loss(raw_maps, batch.boxes_xyxy, batch.labels, batch_size=config.train.batch_size)
+            terms = loss(raw_maps, boxes_xyxy, labels, batch_size=config.train.batch_size)
             terms.total().backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
 

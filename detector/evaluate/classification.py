@@ -23,6 +23,7 @@ from detector.errors import InputError
 from detector.evaluate.top_k import ranks_of_truth, top_k
 from detector.inference.build import build_network
 from detector.models.precision import autocast, to_network_input
+from detector.runtime.device import find_device
 from detector.structures import Floats, Image, Ints
 
 BATCH_SIZE = 32
@@ -108,7 +109,7 @@ def top_k_of(answers: Sequence[Answer]) -> dict[str, float | None]:
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, *, root: str | None, split: str | None, progress: bool
+    checkpoint: Checkpoint, *, root: str | None, split: str | None, device: str = "cpu", progress: bool
 ) -> dict[str, Any]:
     """Top-1 and top-5 of a trained classifier, and the number of images.
 
@@ -116,10 +117,11 @@ def evaluate_checkpoint(
         checkpoint: holds a classifier.
         root: the data set's folder; None = the one it was trained on.
         split: None = the one it was evaluated on during training.
+        device: see `find_device`.
         progress: show a bar on stderr.
 
     Raises:
-        InputError: the data are missing, or have different classes.
+        InputError: the data are missing, or have different classes; or there is no such device.
     """
     assert isinstance(checkpoint.model, ClassifierConfig)
     config = parse_config_text(checkpoint.info["config"], "the weights file")
@@ -130,7 +132,9 @@ def evaluate_checkpoint(
     require_classes(data, checkpoint.info["class_names"], "the training data")
     network = build_network(checkpoint.model)
     network.load_state_dict(checkpoint.weights())
-    answers = classify_all(network.eval(), data, range(len(data)), config, torch.device("cpu"), progress=progress)
+    where = find_device(device)
+    network.eval().to(where)
+    answers = classify_all(network, data, range(len(data)), config, where, progress=progress)
     return {**top_k_of(answers), "images": len(answers)}
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +17,12 @@ from detector.evaluate.coco import CocoEvaluator
 from detector.evaluate.darknet_map import DarknetEvaluator
 from detector.inference.predictor import Predictor
 from detector.postprocess import Thresholds
-from detector.structures import Detections
+from detector.runtime.threads import usable_cpus
+from detector.structures import Detections, Image
 
 BATCH_SIZE = 8
+PARTS_AHEAD = 2
+"""Batches of images that are being read while one is being predicted."""
 COCO_DETECTIONS = 100
 MAX_DETECTIONS = 1000
 """Limit per image in an evaluation: Darknet's metric uses all detections, COCO's the best 100."""
@@ -68,12 +74,32 @@ def detect_all(
     predictor: Predictor, dataset: DetectionDataset, indices: Sequence[int], *, progress: bool = False
 ) -> list[Result]:
     """Runs the predictor on these images of a data set. Raises: InputError: an image cannot be read."""
+    parts = [indices[first : first + BATCH_SIZE] for first in range(0, len(indices), BATCH_SIZE)]
     results: list[Result] = []
-    for first in tqdm(range(0, len(indices), BATCH_SIZE), desc="evaluate", disable=not progress, leave=False):
-        part = indices[first : first + BATCH_SIZE]
-        images = [dataset.read(index).image for index in part]
-        results += zip(part, predictor.predict_batch(images, darknet_ranks=True), strict=True)
+    with closing(_read_ahead(dataset, parts)) as batches:
+        shown = tqdm(batches, "evaluate", len(parts), disable=not progress, leave=False)
+        for part, images in zip(parts, shown, strict=True):
+            results += zip(part, predictor.predict_batch(images, darknet_ranks=True), strict=True)
     return results
+
+
+def _read_ahead(dataset: DetectionDataset, parts: Sequence[Sequence[int]]) -> Generator[list[Image]]:
+    """The images of each part; several threads read the parts that come next."""
+
+    def read(index: int) -> Image:
+        return dataset.read(index).image
+
+    waiting: deque[list[Future[Image]]] = deque()
+    with ThreadPoolExecutor(usable_cpus()) as readers:
+        try:
+            for part in parts:
+                waiting.append([readers.submit(read, index) for index in part])
+                if len(waiting) > PARTS_AHEAD:
+                    yield [image.result() for image in waiting.popleft()]
+            while waiting:
+                yield [image.result() for image in waiting.popleft()]
+        finally:
+            readers.shutdown(cancel_futures=True)
 
 
 def score(dataset: DetectionDataset, results: Sequence[Result], *, only: Sequence[int] | None = None) -> Evaluation:

@@ -27,7 +27,6 @@ from detector.inference.find import LoadedDetector, load_any
 from detector.inference.predictor import Predictor
 from detector.runtime.protocol import Pixels, Runtime
 from detector.runtime.record import ExportRecord, record_path
-from detector.runtime.torch_backend import TorchRuntime
 
 MAX_COMPARED_IMAGES = 16
 
@@ -57,7 +56,8 @@ def export(loaded: LoadedDetector, request: Request, data: GateData) -> dict[str
         trial = Path(folder) / request.out.name
         try:
             notes = write_format(loaded, record, data, trial)
-            agreement = _compare(loaded, record, data, trial, allowed)
+            reference = open_runtime(loaded, "torch", device=request.device)
+            agreement = _compare(reference, record, data, trial, allowed)
         except InputError:
             raise
         except Exception as error:  # the libraries' exceptions have no common class
@@ -107,11 +107,9 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(folder.iterdir())}
 
 
-def _compare(
-    loaded: LoadedDetector, record: ExportRecord, data: GateData, trial: Path, allowed: Tolerances
-) -> Agreement:
+def _compare(reference: Runtime, record: ExportRecord, data: GateData, trial: Path, allowed: Tolerances) -> Agreement:
     """Runs the network and the written file on the same images."""
-    reference, candidate = TorchRuntime(loaded.network), _open(trial, record)
+    candidate = _open(trial, record)
     images = data.images[:MAX_COMPARED_IMAGES]
     if record.suppression is not None:
         agreement = _compare_boxes(reference, candidate, record, images, allowed)

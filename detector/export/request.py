@@ -9,6 +9,7 @@ from detector.config import ModelConfig
 from detector.errors import InputError
 from detector.inference.find import LoadedDetector
 from detector.postprocess import Thresholds
+from detector.runtime.device import find_device
 from detector.runtime.formats import FORMATS
 
 
@@ -25,6 +26,7 @@ class Request:
         dynamic: accept any height and width that are multiples of 32.
         suppression: not None = the graph ends in boxes.
         max_drop: largest drop of AP50, for int8.
+        device: where the network runs that the file is compared with.
     """
 
     to: str
@@ -35,10 +37,12 @@ class Request:
     dynamic: bool = False
     suppression: Thresholds | None = None
     max_drop: float = 0.01
+    device: str = "cpu"
 
 
 def check_request(loaded: LoadedDetector, request: Request) -> None:
     """Raises: InputError: the request makes no sense, or a file would be overwritten."""
+    find_device(request.device)
     target = FORMATS[request.to]
     require_free(request.out, "--out", suffix=target.suffix, beside=target.beside)
     if request.precision not in target.precisions:

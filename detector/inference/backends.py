@@ -16,6 +16,7 @@ import torch
 from detector.errors import InputError
 from detector.files import write_atomically
 from detector.inference.find import PROJECT_ROOT, Loaded, LoadedDetector, LoadedExport, identity
+from detector.models.precision import multiply_float32_in
 from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
 from detector.runtime.threads import cpu_name, usable_cpus
@@ -45,7 +46,7 @@ def open_runtime(
         loaded: weights or an exported file.
         backend: one of BACKENDS; "auto" = the fastest (see `fastest_backend`); None = "torch" for weights, the
             library of its format for an exported file.
-        device: for PyTorch, such as "cuda:0".
+        device: "cpu"; or for PyTorch "cuda" or "cuda:N", where float32 is then multiplied exactly, process-wide.
         threads: None = all usable processors.
         streams: for OpenVINO: images computed in parallel, when this many threads call it.
 
@@ -60,7 +61,7 @@ def open_runtime(
     if backend not in possible:
         raise InputError(f"--backend {backend}: cannot run {loaded.path}; possible are auto, {', '.join(possible)}")
     if device != "cpu" and not backend.startswith("torch"):
-        raise InputError(f"--backend {backend}: runs on the CPU only, not on {device}")
+        raise InputError(f"--device {device}: {backend} runs on the CPU only; leave out --device, or use our weights")
     if isinstance(loaded, LoadedExport):
         runtime = _open_file(loaded, backend, threads, streams)
         if backend != possible[0] and loaded.record.suppression is None:  # the gate ran only the first
@@ -105,6 +106,8 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
 
     if backend.startswith("torch"):
         torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
+        if device != "cpu":
+            multiply_float32_in("ieee")
         return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
     runtime = _open_graph(loaded.onnx, backend, batch=1, threads=threads, streams=streams)
     _require_agreement(TorchRuntime(loaded.network), runtime, loaded, MAP_TOLERANCE[backend])

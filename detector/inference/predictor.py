@@ -17,7 +17,7 @@ from detector.errors import InputError
 from detector.inference.backends import open_runtime
 from detector.inference.build import DetectorModel, build_decoder
 from detector.inference.find import Loaded, load_any, load_detector
-from detector.postprocess import Decoder, Thresholds, best_class_only, postprocess
+from detector.postprocess import Decoder, Places, Thresholds, best_class_only, objectness_limit, postprocess
 from detector.preprocess import ImageFit, fit_image
 from detector.runtime.protocol import Pixels, Runtime, ends_in_boxes
 from detector.runtime.record import ExportRecord
@@ -36,7 +36,7 @@ class Predictor:
         score_threshold, nms_threshold, max_detections: see `Thresholds`.
         multi_label: False = one box for each object, of its best class, as demo.py and predict.py do; True, as in
             evaluation = several classes may have a box there.
-        device: for PyTorch, such as "cpu" or "cuda:0".
+        device: "cpu"; or for PyTorch "cuda" or "cuda:N".
 
     An exported file that ends in boxes has already suppressed by its own thresholds; of the remaining boxes, those
     that score above `score_threshold` are returned.
@@ -167,11 +167,20 @@ class Predictor:
         if self._process != os.getpid():
             self._enter_fork()
         pixels, records = self.fit(images)
-        found = self.decode(self.runtime.run(pixels), len(records), darknet_ranks=darknet_ranks)
+        found = self.decode(self._run(pixels), len(records), darknet_ranks=darknet_ranks)
         return [
             replace(each, boxes_xyxy=record.to_original(each.boxes_xyxy))
             for each, record in zip(found, records, strict=True)
         ]
+
+    def _run(self, pixels: Pixels) -> Sequence[Floats] | Places:
+        """What `decode` takes: raw maps, of which a GPU returns only the places that matter."""
+        from detector.runtime.torch_backend import TorchRuntime
+
+        if isinstance(self.runtime, TorchRuntime) and self.runtime.device.type == "cuda":
+            lowest = objectness_limit(self.decoder, self.thresholds.score_threshold)
+            return self.runtime.run_above(pixels, [len(anchors) for anchors in self.decoder.anchors_wh], lowest)
+        return self.runtime.run(pixels)
 
     def _enter_fork(self) -> None:
         """Makes a fork able to predict: the threads of the process that it was forked from are gone."""
@@ -203,9 +212,11 @@ class Predictor:
             records.append(fitted[1])
         return buffer[:count], records
 
-    def decode(self, outputs: Sequence[Floats], batch: int, *, darknet_ranks: bool = False) -> list[Detections]:
+    def decode(
+        self, outputs: Sequence[Floats] | Places, batch: int, *, darknet_ranks: bool = False
+    ) -> list[Detections]:
         """Detections of each image in pixels of the network's input, from the outputs of the runtime."""
-        if ends_in_boxes(outputs):
+        if not isinstance(outputs, Places) and ends_in_boxes(outputs):
             return self._split(outputs, batch)
         return postprocess(outputs, self.decoder, self.thresholds, darknet_ranks=darknet_ranks)
 

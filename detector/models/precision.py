@@ -38,6 +38,19 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype if reduced else torch.bfloat16, enabled=reduced)
 
 
+def multiply_float32_in(convolutions: str, products: str | None = None) -> tuple[str, str]:
+    """Sets how GPUs multiply float32 numbers in this process, all threads of it; returns what was set before.
+
+    Args:
+        convolutions: "ieee" = exactly; "tf32" = with 10 bits of their fraction, PyTorch's own default.
+        products: the same for matrix products; None = as convolutions.
+    """
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = (settings[0].fp32_precision, settings[1].fp32_precision)
+    settings[0].fp32_precision, settings[1].fp32_precision = convolutions, products or convolutions
+    return before
+
+
 @contextmanager
 def gpu_arithmetic(*, tf32: bool = False, deterministic: bool = False) -> Iterator[None]:
     """How the GPU computes in here; the CPU is not affected.
@@ -46,17 +59,13 @@ def gpu_arithmetic(*, tf32: bool = False, deterministic: bool = False) -> Iterat
         tf32: multiply float32 numbers with 10 bits of their fraction. PyTorch's own default is True for convolutions.
         deterministic: the same bits in every run. An operation that cannot is an error.
     """
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [each.fp32_precision for each in settings]
-    for each in settings:
-        each.fp32_precision = "tf32" if tf32 else "ieee"
+    before = multiply_float32_in("tf32" if tf32 else "ieee")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        for each, value in zip(settings, before, strict=True):
-            each.fp32_precision = value
+        multiply_float32_in(*before)
         if deterministic:
             torch.use_deterministic_algorithms(False)
