@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detector.cli import Parser, add_device_argument, parse_size, print_json, print_note, run
-from detector.config import load_config
+from detector.config import DetectConfig, load_config
 from detector.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,10 +149,15 @@ def measure_training(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     from detector.benchmark.training import loader_table, loader_text, training_table, training_text
     from detector.data.synthetic import ensure_synthetic_dataset
+    from detector.runtime.device import find_device
     from detector.runtime.threads import usable_cpus
     from detector.train.detection import open_split
+    from detector.train.parts import resolve_subdivisions
 
     torch.set_num_threads(options.threads or usable_cpus())
+    resolved = resolve_subdivisions(config, find_device(options.device))
+    assert isinstance(resolved, DetectConfig)
+    config = resolved
     report: dict[str, Any] = {}
     texts = []
     if options.loader:

@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.replay is not None:
         check_folder(config)
+        config = with_parts(config)
         if isinstance(config, ClassifyConfig):
             return replay_classifier(config, options.replay, as_json=options.json)
         return replay(config, options.replay, as_json=options.json)
@@ -169,6 +170,15 @@ def check_folder(config: RunConfig) -> None:
         raise InputError(
             f"{stored.parent}: holds a run with another model; replay with its config.yaml, or set run_dir"
         )
+
+
+def with_parts(config: RunConfig) -> RunConfig:
+    """The config with the number of parts that a run here has or would have."""
+    import torch
+
+    from detector.train.parts import resolve_subdivisions
+
+    return resolve_subdivisions(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def replay(config: DetectConfig, step: int, *, as_json: bool) -> int:

@@ -67,6 +67,8 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+_NOT_FROM_DATA = ("train.precision", "train.subdivisions")
+"""Keys whose `auto` the machine decides."""
 _DETECT = TypeAdapter(DetectConfig)
 _CLASSIFY = TypeAdapter(ClassifyConfig)
 _DETECTOR_MODEL: TypeAdapter[ModelConfig | DarknetModelConfig] = TypeAdapter(DetectorModelConfig)
@@ -114,7 +116,7 @@ def leaves_to_data(tree: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in tree.items():
         if isinstance(value, dict):
             found += leaves_to_data(value, f"{prefix}{key}.")
-        elif value == "auto" and prefix + key != "train.precision":
+        elif value == "auto" and prefix + key not in _NOT_FROM_DATA:
             found.append(prefix + key)
     return found
 

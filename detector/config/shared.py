@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Parts = Annotated[Natural, BeforeValidator(lambda value: 0 if value == "auto" else value)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -139,7 +140,8 @@ class TrainConfig(Section):
         seed: seed of the initial weights, the order of the images and the augmentation.
         max_steps: optimiser steps ("iterations").
         batch_size: images per step.
-        subdivisions: parts that a batch is split into, to save memory.
+        subdivisions: parts that a batch is split into, to save memory; auto (stored as 0) = the fewest that fit, see
+            `train.parts`. Each part is normalised by its own statistics, so a published protocol states a number.
         learning_rate: rate after burn-in.
         burn_in: steps in which the rate grows as (step / burn_in)^4.
         policy: how the rate changes after burn-in: steps, cosine or poly.
@@ -159,7 +161,7 @@ class TrainConfig(Section):
     seed: Natural = 0
     max_steps: Count = 500_000
     batch_size: Count = 64
-    subdivisions: Count = 1
+    subdivisions: Parts = 1
     learning_rate: Positive = 0.001
     burn_in: Natural = 1000
     policy: Annotated[StepsPolicy | CosinePolicy | PolyPolicy, Field(discriminator="name")] = field(
@@ -177,7 +179,7 @@ class TrainConfig(Section):
     save_every: Count = 1000
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.subdivisions:
+        if self.subdivisions and self.batch_size % self.subdivisions:
             raise ValueError(
                 f"subdivisions: expected a divisor of batch_size {self.batch_size}, got {self.subdivisions}"
             )

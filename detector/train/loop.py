@@ -30,6 +30,7 @@ from detector.train.lock import run_lock
 from detector.train.log import RunLog
 from detector.train.memory import keep_freed_memory
 from detector.train.optim import learning_rate_at
+from detector.train.parts import resolve_subdivisions
 from detector.train.scratch import scratch_folder
 from detector.train.state import RunState, save_state, save_weights, start_run
 from detector.train.task import Measurement, Task
@@ -68,6 +69,7 @@ def train(
     keep_freed_memory()
     arithmetic = gpu_arithmetic(tf32=config.train.precision == "tf32", deterministic=config.train.deterministic)
     with arithmetic, join_ranks() as ranks, scratch_folder():
+        config = ranks.broadcast(resolve_subdivisions(config, ranks.device, ranks.size) if ranks.first else config)
         _check_ranks(config, ranks)
         task = open_task(config, ranks)
         if weights is not None and not Path(weights).is_file():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # from glibc's malloc.h
 _LARGEST_INT = 2**31 - 1
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def resident_mb() -> float:
@@ -18,6 +24,20 @@ def resident_mb() -> float:
         return int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
     unit = 1 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a GPU; or of the machine, by Linux's own estimate, within the limit of the process's cgroup."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if _MEMINFO.is_file():
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(), re.MULTILINE)
+        limits += [1024 * int(found[1])] if found else []
+    with suppress(OSError, ValueError):  # no cgroup, or "max"
+        limits.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
+    return max(min(limits), 0)
 
 
 def keep_freed_memory() -> bool:

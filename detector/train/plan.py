@@ -25,6 +25,7 @@ from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.models.precision import autocast, to_network_input
 from detector.train.detection import loss_terms
+from detector.train.parts import resolve_subdivisions
 from detector.train.state import fresh_state
 
 LONG_SIDE = 416
@@ -88,6 +89,8 @@ def make_plan(
             raise InputError("--minutes and train.max_steps both say how long to train; give one of them")
         spent = time.monotonic() - started
         draft = build_config(_fill(tree, {"train": _schedule(1000), "evaluate": {"every": 0}}), path, overrides)
+        assert isinstance(draft, DetectConfig)
+        draft = resolve_subdivisions(draft, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         assert isinstance(draft, DetectConfig)
         steps, line = _fit_to_time(draft, sets, minutes=30.0 if minutes is None else minutes, spent_seconds=spent)
         lines.append(line)

@@ -24,3 +24,12 @@ def figures() -> Iterator[dict[str, Any]]:
     found: dict[str, Any] = {}
     yield found
     print("\n" + json.dumps(found))  # noqa: T201
+
+
+@pytest.fixture(autouse=True)
+def show_figures(figures: dict[str, Any]) -> Iterator[None]:
+    """Prints each figure as soon as it is known, so that a check that is stopped shows what it has."""
+    before = set(figures)
+    yield
+    for name in figures.keys() - before:
+        print(f"\n{name}: {figures[name]}")  # noqa: T201

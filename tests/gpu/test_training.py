@@ -22,6 +22,7 @@ from detector.config import DetectConfig, load_config, to_yaml
 from detector.models.precision import autocast, to_network_input
 from detector.train.detection import loss_terms
 from detector.train.loop import train
+from detector.train.parts import bytes_per_image
 from detector.train.state import fresh_state
 
 pytestmark = pytest.mark.gpu
@@ -152,6 +153,9 @@ def test_speed_of_the_step(figures: dict[str, Any]) -> None:
     step = training_step(config, GPU)
     figures["step_images_per_second"] = round(64 / seconds_per_call(step, 20))
     figures["step_peak_gib"] = round(torch.cuda.max_memory_allocated(GPU) / 2**30, 2)
+    estimate = 64 * bytes_per_image(config, torch.bfloat16) / 2**30
+    figures["step_estimated_gib"] = round(estimate, 2)
+    assert 0.7 < estimate / figures["step_peak_gib"] < 2, "train.subdivisions=auto relies on it"
     state, batch = fresh_state(config, GPU), random_batch(config)
     with autocast(GPU, "bf16"), torch.no_grad():
         raw_maps = state.network(to_network_input(batch.images, GPU))
