@@ -133,7 +133,13 @@ def test_autocast_reaches_every_layer(tiny: Make) -> None:
 def gpu_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny experiment, trained on the GPU."""
     run_dir = tmp_path_factory.mktemp("gpu") / "run"
-    overrides = [f"data.root={tiny_data}", "evaluate.every=0", "train.max_steps=500", f"run_dir={run_dir}"]
+    overrides = [
+        f"data.root={tiny_data}",
+        "evaluate.every=0",
+        "train.max_steps=400",
+        "train.subdivisions=1",
+        f"run_dir={run_dir}",
+    ]
     train(load_config(ROOT / "configs/tiny.yaml", overrides))
     return run_dir
 

@@ -107,7 +107,7 @@ def test_waits_and_launches(figures: dict[str, Any]) -> None:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [str(each.message) for each in caught if "synchronizing" in str(each.message)]
+    waits = [str(each.message) for each in caught if "called a synchronizing" in str(each.message)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
         torch.cuda.synchronize()
