@@ -2,14 +2,16 @@
 
 from detector.config.classification import ClassifierConfig, ClassifyConfig, CropConfig
 from detector.config.detection import (
-    AttentiveNeckConfig,
     AugmentConfig,
+    ContextConfig,
     DarknetModelConfig,
     DetectConfig,
     EvaluateConfig,
+    ExactFusionConfig,
     ModelConfig,
     MultiScaleConfig,
     NeckConfig,
+    ProgressiveConfig,
     SyntheticConfig,
 )
 from detector.config.load import (
@@ -37,23 +39,25 @@ from detector.config.shared import (
 )
 
 __all__ = [
-    "AttentiveNeckConfig",
     "AugmentConfig",
     "BackboneConfig",
     "CSPPeleeNetConfig",
     "ClassifierConfig",
     "ClassifyConfig",
+    "ContextConfig",
     "CosinePolicy",
     "CropConfig",
     "DarknetModelConfig",
     "DetectConfig",
     "EvaluateConfig",
+    "ExactFusionConfig",
     "ModelConfig",
     "MultiScaleConfig",
     "NeckConfig",
     "PeleeNetConfig",
     "PolyPolicy",
     "PreprocessConfig",
+    "ProgressiveConfig",
     "RunConfig",
     "StepsPolicy",
     "StoredModel",

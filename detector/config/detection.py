@@ -26,10 +26,24 @@ from detector.config.shared import (
 
 
 @dataclass(frozen=True)
-class AttentiveNeckConfig(Section):
-    """The necks with optional attention. Attributes: attention: none | sam (spatial attention)."""
+class ExactFusionConfig(Section):
+    """The Exact Fusion Model.
 
-    name: Literal["efm", "cem"]
+    Attributes:
+        attention: none | sam (spatial attention).
+        width: factor of all numbers of channels; 1 is the paper's.
+    """
+
+    name: Literal["efm"]
+    attention: Literal["none", "sam"] = "none"
+    width: Annotated[float, Field(ge=0.25, le=2)] = 1.0
+
+
+@dataclass(frozen=True)
+class ContextConfig(Section):
+    """The Context Enhancement Module. Attributes: attention: none | sam (spatial attention)."""
+
+    name: Literal["cem"]
     attention: Literal["none", "sam"] = "none"
 
 
@@ -41,8 +55,10 @@ class PlainNeckConfig(Section):
 
 
 NeckConfig = Annotated[
-    Annotated[AttentiveNeckConfig, Tag("kind:attentive")] | Annotated[PlainNeckConfig, Tag("kind:plain")],
-    Discriminator(by_name({"efm": "kind:attentive", "cem": "kind:attentive"})),
+    Annotated[ExactFusionConfig, Tag("kind:efm")]
+    | Annotated[ContextConfig, Tag("kind:cem")]
+    | Annotated[PlainNeckConfig, Tag("kind:plain")],
+    Discriminator(by_name({"efm": "kind:efm", "cem": "kind:cem"})),
 ]
 
 
@@ -154,6 +170,19 @@ class MultiScaleConfig(Section):
 
 
 @dataclass(frozen=True)
+class ProgressiveConfig(Section):
+    """Small images first: the network's size grows evenly to `preprocess.size_hw`, so that a given time has more steps.
+
+    Attributes:
+        start: sides at the first step, as a share of the full ones.
+        until: share of the steps after which the size is the full one.
+    """
+
+    start: Annotated[float, Field(gt=0, le=1)] = 0.5
+    until: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+
+@dataclass(frozen=True)
 class AugmentConfig(Section):
     """Augmentation; every draw is a pure function of (seed, step, slot).
 
@@ -169,6 +198,7 @@ class AugmentConfig(Section):
         noise: probability of slight Gaussian noise.
         mosaic: probability that four images are combined into one.
         multi_scale: random network sizes; null = always preprocess.size_hw.
+        progressive: network sizes that grow during the training, instead of random ones.
     """
 
     jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.3
@@ -182,6 +212,11 @@ class AugmentConfig(Section):
     noise: Fraction = 0.0
     mosaic: Fraction = 0.0
     multi_scale: MultiScaleConfig | None = None
+    progressive: ProgressiveConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.multi_scale is not None and self.progressive is not None:
+            raise ValueError("progressive: cannot be combined with multi_scale; set one of them to null")
 
 
 @dataclass(frozen=True)

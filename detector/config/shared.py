@@ -48,12 +48,14 @@ class CSPPeleeNetConfig(Section):
         gamma: share of the channels that bypasses the dense blocks.
         fusion: transitions as in the paper's Table 1: csp | first | last.
         squeeze_excite: weigh the channels of the dense layers.
+        width: factor of all numbers of channels; 1 is the paper's.
     """
 
     name: Literal["csppeleenet"]
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.5
     fusion: Literal["csp", "first", "last"] = "csp"
     squeeze_excite: bool = False
+    width: Annotated[float, Field(ge=0.25, le=2)] = 1.0
 
 
 @dataclass(frozen=True)

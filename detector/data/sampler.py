@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import Sampler
 
-from detector.config import MultiScaleConfig
+from detector.config import AugmentConfig
 from detector.structures import Ints
 
 PARTNER_WINDOW = 64
@@ -41,19 +41,28 @@ def augmentation_rng(*, seed: int, step: int, slot: int) -> np.random.Generator:
 
 
 def network_size(
-    *, seed: int, step: int, base_hw: tuple[int, int], multi_scale: MultiScaleConfig | None
+    *, seed: int, step: int, max_steps: int, base_hw: tuple[int, int], augment: AugmentConfig
 ) -> tuple[int, int]:
-    """Height and width of the network's input at a step.
+    """Height and width of the network's input at a step, multiples of 32.
 
-    Without multi-scale it is `base_hw`. With it, a new long side is drawn every `every` steps, uniformly from the
-    multiples of 32; the short side keeps the aspect. The first steps have the largest size, as in Darknet: if
-    memory is too small, the run fails at once.
+    With `progressive` it grows from a share of `base_hw` to `base_hw`. With `multi_scale`, a new long side is drawn
+    every `every` steps, uniformly; the short side keeps the aspect. The first steps then have the largest size, as
+    in Darknet: if memory is too small, the run fails at once. Else it is `base_hw`.
     """
+    multi_scale, progressive = augment.multi_scale, augment.progressive
+    if progressive is not None:
+        done = min(step / (max_steps * progressive.until), 1)
+        share = progressive.start + (1 - progressive.start) * done
+        return _with_long_side(base_hw, 32 * round(max(base_hw) * share / 32))
     if multi_scale is None:
         return base_hw
     group = step // multi_scale.every
     choices = np.arange(multi_scale.min_size // 32, multi_scale.max_size // 32 + 1)
     long_side = 32 * int(choices[-1] if group == 0 else np.random.default_rng((seed, _SIZE, group)).choice(choices))
+    return _with_long_side(base_hw, long_side)
+
+
+def _with_long_side(base_hw: tuple[int, int], long_side: int) -> tuple[int, int]:
     longest = max(base_hw)
     height, width = (max(32, 32 * round(side * long_side / longest / 32)) for side in base_hw)
     return height, width

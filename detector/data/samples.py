@@ -72,7 +72,11 @@ class TrainingSamples(TorchDataset[Sample]):
         config = self.config
         seed = config.train.seed
         size_hw = network_size(
-            seed=seed, step=step, base_hw=config.preprocess.size_hw, multi_scale=config.augment.multi_scale
+            seed=seed,
+            step=step,
+            max_steps=config.train.max_steps,
+            base_hw=config.preprocess.size_hw,
+            augment=config.augment,
         )
         rng = augmentation_rng(seed=seed, step=step, slot=slot)
         position = step * config.train.batch_size + slot

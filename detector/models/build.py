@@ -6,10 +6,11 @@ from collections.abc import Callable
 from functools import partial
 
 from detector.config import (
-    AttentiveNeckConfig,
     BackboneConfig,
     ClassifierConfig,
+    ContextConfig,
     CSPPeleeNetConfig,
+    ExactFusionConfig,
     ModelConfig,
     NeckConfig,
     PeleeNetConfig,
@@ -43,7 +44,11 @@ from detector.models.yolo_head import YoloHead
 def _csppeleenet(config: BackboneConfig, activation: str) -> Backbone:
     assert isinstance(config, CSPPeleeNetConfig)
     return CSPPeleeNet(
-        gamma=config.gamma, fusion=config.fusion, activation=activation, squeeze_excite=config.squeeze_excite
+        gamma=config.gamma,
+        fusion=config.fusion,
+        activation=activation,
+        squeeze_excite=config.squeeze_excite,
+        width=config.width,
     )
 
 
@@ -95,12 +100,14 @@ BACKBONES: dict[str, Callable[[BackboneConfig, str], Backbone]] = {
 MakeNeck = Callable[[NeckConfig, tuple[int, ...], str], Neck]
 
 
-def _attentive(make: Callable[..., Neck]) -> MakeNeck:
-    def build(config: NeckConfig, channels: tuple[int, ...], activation: str) -> Neck:
-        assert isinstance(config, AttentiveNeckConfig)
-        return make(in_channels=channels, attention=config.attention, activation=activation)
+def _efm(config: NeckConfig, channels: tuple[int, ...], activation: str) -> Neck:
+    assert isinstance(config, ExactFusionConfig)
+    return ExactFusionModel(in_channels=channels, attention=config.attention, width=config.width, activation=activation)
 
-    return build
+
+def _cem(config: NeckConfig, channels: tuple[int, ...], activation: str) -> Neck:
+    assert isinstance(config, ContextConfig)
+    return ContextEnhancement(in_channels=channels, attention=config.attention, activation=activation)
 
 
 def _plain_neck(make: Callable[..., Neck]) -> MakeNeck:
@@ -113,10 +120,10 @@ def _plain_neck(make: Callable[..., Neck]) -> MakeNeck:
 
 
 NECKS: dict[str, MakeNeck] = {
-    "efm": _attentive(ExactFusionModel),
+    "efm": _efm,
     "efm_spp": _plain_neck(partial(ExactFusionModel, spp=True)),
     "gfm": _plain_neck(GlobalFusionModel),
-    "cem": _attentive(ContextEnhancement),
+    "cem": _cem,
     "prn": _plain_neck(partial(PartialResidualNeck, scales=2)),
     "prn_3l": _plain_neck(partial(PartialResidualNeck, scales=3)),
     "fpn": _plain_neck(partial(Yolov3Pyramid, widths=(32, 64, 128))),  # YOLOv3's neck at a quarter of its width

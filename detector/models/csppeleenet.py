@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detector.models.csp import partial_stage
 from detector.models.interface import Backbone
-from detector.models.layers import ConvBN, SqueezeExcite, concatenate
+from detector.models.layers import ConvBN, SqueezeExcite, concatenate, narrowed
 
 STEM_CHANNELS = 64
 GROWTH = 32
@@ -30,13 +30,21 @@ class TwoWayDenseLayer(nn.Module):
         groups: of the first 3x3 convolution of each branch (PeleeNeXt).
         squeeze_excite: weight the 32 new channels. Where the paper's SE variants place it is not published; this
             placement matches their parameters (+0.02 M).
+        growth: number of new channels.
     """
 
     def __init__(
-        self, in_channels: int, bottleneck: int, activation: str, *, groups: int = 1, squeeze_excite: bool = False
+        self,
+        in_channels: int,
+        bottleneck: int,
+        activation: str,
+        *,
+        groups: int = 1,
+        squeeze_excite: bool = False,
+        growth: int = GROWTH,
     ) -> None:
         super().__init__()
-        half = GROWTH // 2
+        half = growth // 2
         self.deep = nn.Sequential(
             ConvBN(in_channels, bottleneck, 1, activation=activation),
             ConvBN(bottleneck, half, 3, groups=groups, activation=activation),
@@ -46,7 +54,7 @@ class TwoWayDenseLayer(nn.Module):
             ConvBN(in_channels, bottleneck, 1, activation=activation),
             ConvBN(bottleneck, half, 3, groups=groups, activation=activation),
         )
-        self.weigh = SqueezeExcite(GROWTH, SQUEEZED) if squeeze_excite else None
+        self.weigh = SqueezeExcite(growth, SQUEEZED) if squeeze_excite else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weigh is None:
@@ -65,15 +73,16 @@ class Stem(nn.Module):
     Unlike in PeleeNet's stem, the pooled branch has a 1x1 convolution and the concatenation is not squeezed (Figure 7).
     """
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str, width: float = 1.0) -> None:
         super().__init__()
-        half = STEM_CHANNELS // 2
-        self.entry = ConvBN(3, 32, 3, stride=2, activation=activation)
-        self.pooled = nn.Sequential(nn.MaxPool2d(2), ConvBN(32, half, 1, activation=activation))
+        half, quarter = narrowed(STEM_CHANNELS // 2, width), narrowed(STEM_CHANNELS // 4, width)
+        self.entry = ConvBN(3, half, 3, stride=2, activation=activation)
+        self.pooled = nn.Sequential(nn.MaxPool2d(2), ConvBN(half, half, 1, activation=activation))
         self.convolved = nn.Sequential(
-            ConvBN(32, 16, 1, activation=activation),
-            ConvBN(16, half, 3, stride=2, activation=activation),
+            ConvBN(half, quarter, 1, activation=activation),
+            ConvBN(quarter, half, 3, stride=2, activation=activation),
         )
+        self.out_channels = 2 * half
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.entry(images)
@@ -81,11 +90,19 @@ class Stem(nn.Module):
 
 
 def two_way_layers(
-    in_channels: int, count: int, bottleneck: int, activation: str, *, squeeze_excite: bool = False
+    in_channels: int,
+    count: int,
+    bottleneck: int,
+    activation: str,
+    *,
+    squeeze_excite: bool = False,
+    growth: int = GROWTH,
 ) -> list[nn.Module]:
-    """`count` dense layers: in_channels -> in_channels + 32 * count."""
+    """`count` dense layers: in_channels -> in_channels + growth * count."""
     return [
-        TwoWayDenseLayer(in_channels + GROWTH * number, bottleneck, activation, squeeze_excite=squeeze_excite)
+        TwoWayDenseLayer(
+            in_channels + growth * number, bottleneck, activation, squeeze_excite=squeeze_excite, growth=growth
+        )
         for number in range(count)
     ]
 
@@ -104,33 +121,50 @@ class CSPPeleeNet(Backbone):
             first stage, the literal reading; no simple network matches the three published costs.
         activation: of every convolution.
         squeeze_excite: channel weights in every dense layer.
+        width: factor of all numbers of channels; 1 is the paper's.
     """
 
     strides: tuple[int, ...] = (4, 8, 16, 32)
 
     def __init__(
-        self, *, gamma: float = 0.5, fusion: str = "csp", activation: str = "leaky", squeeze_excite: bool = False
+        self,
+        *,
+        gamma: float = 0.5,
+        fusion: str = "csp",
+        activation: str = "leaky",
+        squeeze_excite: bool = False,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
-        self.stem = Stem(activation)
+        self.stem = Stem(activation, width)
+        growth = narrowed(GROWTH, width)
         self.stages = nn.ModuleList()
         self.transitions = nn.ModuleList()
-        channels, out_channels = STEM_CHANNELS, []
+        channels, out_channels = self.stem.out_channels, []
         for index, (num_layers, bottleneck) in enumerate(zip(STAGE_LAYERS, BOTTLENECKS, strict=True)):
             bypass = round(channels * (gamma if index else 0.5))
-            width = channels - bypass
+            entering = channels - bypass
+            grown = growth * num_layers
+            layers = two_way_layers(
+                entering,
+                num_layers,
+                narrowed(bottleneck, width),
+                activation,
+                squeeze_excite=squeeze_excite,
+                growth=growth,
+            )
             self.stages.append(
                 partial_stage(
-                    two_way_layers(width, num_layers, bottleneck, activation, squeeze_excite=squeeze_excite),
+                    layers,
                     in_channels=channels,
-                    block_channels=(width, width + GROWTH * num_layers),
+                    block_channels=(entering, entering + grown),
                     bypass=bypass,
                     out_channels=None,  # the second transition follows the pooling
                     activation=activation,
                     first_transition=_has_first_transition(fusion, index),
                 )
             )
-            channels += GROWTH * num_layers
+            channels += grown
             out_channels.append(channels)
             # Pooling before the convolution: certain from Figure 7. Max, not average, pooling: likely (it is counted).
             parts: list[nn.Module] = [nn.MaxPool2d(2) if index < 3 else nn.Identity()]

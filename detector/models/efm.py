@@ -21,6 +21,7 @@ from detector.models.layers import (
     Upsample2,
     compress,
     concatenate,
+    narrowed,
 )
 
 
@@ -33,10 +34,10 @@ class ExactFusionModel(Neck):
             channels: the only placement that matches the published cost and parameters).
         spp: spatial pyramid pooling on C5's branch, after a 1x1 convolution to 64 channels. Only its cost is
             published (4.863 BFLOPs, ours 4.874): a reconstruction.
+        width: factor of all numbers of channels; 1 is the paper's.
         activation: of every convolution.
     """
 
-    out_channels: tuple[int, ...] = (64, 128, 128)
     strides: tuple[int, ...] = (8, 16, 32)
 
     def __init__(
@@ -45,6 +46,7 @@ class ExactFusionModel(Neck):
         in_channels: Sequence[int],
         attention: str = "none",
         spp: bool = False,
+        width: float = 1.0,
         activation: str = "leaky",
     ) -> None:
         super().__init__()
@@ -55,26 +57,30 @@ class ExactFusionModel(Neck):
         def attend(channels: int) -> nn.Module:
             return SpatialAttention(channels) if attention == "sam" else nn.Identity()
 
+        w32, w64, w128, w256 = (narrowed(channels, width) for channels in (32, 64, 128, 256))
+        self.out_channels = (w64, w128, w128)
         self.up = Upsample2()
         self.maxout_c2, self.maxout_c3, self.maxout_c4 = (
-            compress(channels, width, activation) for channels, width in zip(in_channels, (32, 64, 128), strict=False)
+            compress(channels, reduced, activation)
+            for channels, reduced in zip(in_channels, (w32, w64, w128), strict=False)
         )
         # The numbers on the right are the bars of Figure 7.
-        pyramid = [conv(256, 64, 1), SpatialPyramidPooling()] if spp else []
+        pyramid = [conv(w256, w64, 1), SpatialPyramidPooling()] if spp else []
         self.lateral5 = nn.Sequential(
-            conv(in_channels[3], 256, 1), conv(256, 256, 3), *pyramid, conv(256, 128, 1)
+            conv(in_channels[3], w256, 1), conv(w256, w256, 3), *pyramid, conv(w256, w128, 1)
         )  # 114-116
-        self.lateral4 = nn.Sequential(conv(256, 128, 1), conv(128, 128, 3), conv(128, 64, 1))  # 119-121
-        self.down3 = conv(64, 64, 3, stride=2)  # 123
-        self.pyramid4 = nn.Sequential(conv(128, 64, 1), conv(64, 64, 3))  # 124-125
-        self.lateral3 = nn.Sequential(conv(64, 64, 1), conv(64, 64, 3), conv(64, 32, 1))  # 129-131
-        self.down2 = conv(32, 32, 3, stride=2)  # 133
-        self.fuse3 = nn.Sequential(attend(128), conv(128, 64, 1), conv(64, 64, 3))  # 135-136
+        self.lateral4 = nn.Sequential(conv(2 * w128, w128, 1), conv(w128, w128, 3), conv(w128, w64, 1))  # 119-121
+        self.down3 = conv(w64, w64, 3, stride=2)  # 123
+        self.pyramid4 = nn.Sequential(conv(2 * w64, w64, 1), conv(w64, w64, 3))  # 124-125
+        self.lateral3 = nn.Sequential(conv(w64, w64, 1), conv(w64, w64, 3), conv(w64, w32, 1))  # 129-131
+        self.down2 = conv(w32, w32, 3, stride=2)  # 133
+        f3, f4, f5 = 2 * w32 + w64, 2 * w64 + w128, 2 * w128
+        self.fuse3 = nn.Sequential(attend(f3), conv(f3, w64, 1), conv(w64, w64, 3))  # 135-136
         # Bar 139 may be 128 -> 64 or 64 -> 128 channels (the same cost); only 128 -> 64 gives bar 142 its 256 inputs.
-        self.next4 = conv(128, 64, 3, stride=2)
-        self.fuse4 = nn.Sequential(attend(256), conv(256, 128, 1), conv(128, 128, 3))  # 142-143
-        self.next5 = conv(256, 128, 3, stride=2)  # 146
-        self.fuse5 = nn.Sequential(attend(256), conv(256, 128, 1), conv(128, 128, 3))  # 147-148
+        self.next4 = conv(f3, w64, 3, stride=2)
+        self.fuse4 = nn.Sequential(attend(f4), conv(f4, w128, 1), conv(w128, w128, 3))  # 142-143
+        self.next5 = conv(f4, w128, 3, stride=2)  # 146
+        self.fuse5 = nn.Sequential(attend(f5), conv(f5, w128, 1), conv(w128, w128, 3))  # 147-148
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         c2, c3, c4, c5 = maps

@@ -91,6 +91,11 @@ class Maxout(nn.Module):
         return functools.reduce(torch.maximum, x.chunk(groups, dim=1))  # (B, out_channels, H, W)
 
 
+def narrowed(channels: int, width: float) -> int:
+    """`width` times the channels, as a multiple of 8, which processors compute best; unchanged at width 1."""
+    return channels if width == 1 else max(8 * round(channels * width / 8), 8)
+
+
 def compress(in_channels: int, out_channels: int, activation: str) -> nn.Module:
     """Reduces to `out_channels`: by Maxout, or by a 1x1 convolution if `in_channels` is not a multiple of them."""
     if in_channels % out_channels == 0:

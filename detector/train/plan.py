@@ -20,6 +20,7 @@ from detector.config.load import apply_overrides, leaves_to_data
 from detector.data.dataset import DetectionDataset, nothing_to_learn, summarize
 from detector.data.loader import training_batches
 from detector.data.open import find_layout, open_dataset
+from detector.data.sampler import network_size
 from detector.data.splits import same_split
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
@@ -281,7 +282,29 @@ def _schedule(steps: int) -> dict[str, Any]:
 
 
 def _measure(config: DetectConfig, dataset: DetectionDataset) -> tuple[float, float]:
-    """Seconds of a training step and of an evaluated image on this machine, loader included."""
+    """Seconds of a training step, on average over the run, and of an evaluated image on this machine."""
+    full = config.preprocess.size_hw
+    step, image = _measure_at(full, config, dataset)
+    if config.augment.progressive is None:
+        return step, image
+    sizes = [
+        network_size(seed=0, step=number, max_steps=1000, base_hw=full, augment=config.augment)
+        for number in range(1000)
+    ]
+    smallest, pixels = sizes[0], np.prod(sizes, axis=1)
+    if smallest == full:
+        return step, image
+    small_step, _ = _measure_at(smallest, config, dataset)
+    return float(np.interp(pixels, (pixels.min(), pixels.max()), (small_step, step)).mean()), image
+
+
+def _measure_at(size_hw: tuple[int, int], config: DetectConfig, dataset: DetectionDataset) -> tuple[float, float]:
+    """`_measure` at one network size, loader included."""
+    config = replace(
+        config,
+        preprocess=replace(config.preprocess, size_hw=size_hw),
+        augment=replace(config.augment, progressive=None),
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = fresh_state(config, device)
     loss_of, times = loss_terms(config, state.network, device), []

@@ -200,8 +200,9 @@ def _changes(checkpoint: Checkpoint, config: RunConfig, path: Path, *, allow_cha
     now = flatten(asdict(config))
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     free = set(_FREE_TO_CHANGE)
-    if now.get("train.policy.name") == before.get("train.policy.name") == "steps":
-        free.add("train.max_steps")  # on which the other schedules depend
+    constant = now.get("train.policy.name") == before.get("train.policy.name") == "steps"
+    if constant and not any(key.startswith("augment.progressive.") for key in now):
+        free.add("train.max_steps")  # on which the other schedules and progressive sizes depend
     changes = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in differing

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from detector.config import DetectConfig, MultiScaleConfig
+from detector.config import AugmentConfig, DetectConfig, MultiScaleConfig, ProgressiveConfig
 from detector.data.loader import training_batches
 from detector.data.sampler import StepSampler, image_index, network_size
 from detector.data.samples import TrainingSamples
@@ -23,15 +23,28 @@ def test_every_epoch_shows_every_image_once() -> None:
     assert indices[:10] != indices[10:]
 
 
-def test_network_size() -> None:
-    scale = MultiScaleConfig(min_size=320, max_size=608, every=10)
-    sizes = [network_size(seed=0, step=step, base_hw=(416, 416), multi_scale=scale) for step in range(2000)]
+def size_at(step: int, augment: AugmentConfig, base_hw: tuple[int, int] = (416, 416)) -> tuple[int, int]:
+    return network_size(seed=0, step=step, max_steps=2000, base_hw=base_hw, augment=augment)
+
+
+def test_random_network_sizes() -> None:
+    scale = AugmentConfig(multi_scale=MultiScaleConfig(min_size=320, max_size=608, every=10))
+    sizes = [size_at(step, scale) for step in range(2000)]
     assert sizes[:10] == [(608, 608)] * 10, "the largest comes first"
     assert sizes[10:20] == [sizes[10]] * 10
     assert {height for height, _ in sizes} == set(range(320, 609, 32))
-    assert network_size(seed=0, step=5, base_hw=(416, 416), multi_scale=None) == (416, 416)
-    wide = network_size(seed=0, step=0, base_hw=(320, 416), multi_scale=scale)
-    assert wide == (480, 608), "the aspect is kept, in multiples of 32"
+    assert size_at(5, AugmentConfig()) == (416, 416)
+    assert size_at(0, scale, (320, 416)) == (480, 608), "the aspect is kept, in multiples of 32"
+
+
+def test_network_sizes_that_grow() -> None:
+    growing = AugmentConfig(progressive=ProgressiveConfig(start=0.5, until=0.75))
+    sides = [size_at(step, growing)[0] for step in range(2000)]
+    assert (sides[0], sides[-1]) == (192, 416), "half of 416 is 208, to a multiple of 32"
+    assert sides == sorted(sides)
+    assert sides[1499] == sides[1500] == 416 > sides[1300], "full size from three quarters of the steps on"
+    assert [size_at(step, growing, (160, 224)) for step in (0, 700, 1999)] == [(96, 128), (128, 160), (160, 224)]
+    assert size_at(0, growing, (32, 32)) == (32, 32)
 
 
 def test_step_sampler_splits_a_batch_into_parts() -> None:

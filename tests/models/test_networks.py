@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detector.analysis.complexity import measure_complexity, total_complexity
-from detector.config import AttentiveNeckConfig, ClassifierConfig, CSPPeleeNetConfig, ModelConfig, load_config
+from detector.config import ClassifierConfig, CSPPeleeNetConfig, ExactFusionConfig, ModelConfig, load_config
 from detector.config.detection import PlainNeckConfig
 from detector.config.shared import PlainBackboneConfig
 from detector.errors import InputError
@@ -58,7 +58,7 @@ def test_classifiers(config: ModelConfig, size: int, params_m: str, bflops: str,
     ("attention", "size", "bflops"), [("none", 416, 4.868), ("sam", 416, 5.068), ("sam", 512, 7.68)]
 )
 def test_detector_cost(attention: str, size: int, bflops: float) -> None:
-    network = build_detector(replace(PELEE, neck=AttentiveNeckConfig("efm", attention)))  # type: ignore[arg-type]
+    network = build_detector(replace(PELEE, neck=ExactFusionConfig("efm", attention)))  # type: ignore[arg-type]
     totals = total_complexity(network, measure_complexity(network, (size, size)))
     assert totals.bflops == pytest.approx(bflops, rel=0.003)  # the paper's wiring is inferred, see models/efm.py
     if attention == "sam":
@@ -112,3 +112,29 @@ def test_efm_compresses_by_maxout_where_it_can() -> None:
     assert isinstance(neck.maxout_c2, Maxout)
     assert isinstance(neck.maxout_c3, ConvBN)
     assert (neck.maxout_c3.conv.in_channels, neck.maxout_c3.conv.out_channels) == (100, 64)
+
+
+@pytest.mark.parametrize(("backbone", "neck"), [(0.5, 0.5), (0.625, 1.0), (0.75, 0.25), (2.0, 1.5)])
+def test_width_scales_all_channels(backbone: float, neck: float) -> None:
+    config = replace(
+        PELEE,
+        backbone=CSPPeleeNetConfig("csppeleenet", width=backbone),
+        neck=ExactFusionConfig("efm", "sam", neck),
+    )
+    network = build_detector(config).eval()
+    usual = build_detector(replace(PELEE, neck=ExactFusionConfig("efm", "sam")))
+    for one, other, factor in ((network.backbone, usual.backbone, backbone), (network.neck, usual.neck, neck)):
+        for found, expected in zip(one.out_channels, other.out_channels, strict=True):
+            assert found % 8 == 0
+            assert found == pytest.approx(expected * factor, rel=0.2)
+    maps = network(torch.zeros(1, 3, 64, 96))
+    assert [tuple(each.shape[2:]) for each in maps] == [(8, 12), (4, 6), (2, 3)]
+
+
+def test_width_one_changes_nothing() -> None:
+    stated = replace(PELEE, backbone=CSPPeleeNetConfig("csppeleenet", width=1.0))
+    shapes = [
+        {name: tuple(value.shape) for name, value in build_detector(each).state_dict().items()}
+        for each in (PELEE, stated)
+    ]
+    assert shapes[0] == shapes[1]

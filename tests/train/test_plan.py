@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.config import load_run_config
+from detector.config import ProgressiveConfig, load_config, load_run_config
 from detector.config.load import leaves_to_data, read_tree
 from detector.errors import InputError
+from detector.train import plan as plan_module
 from detector.train.loop import InterruptedRunError
+from detector.train.plan import _measure as measure
 from detector.train.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +61,21 @@ def test_everything_is_decided_and_said(tmp_path: Path) -> None:
     text = "\n".join(made.lines)
     for words in ("LabelMe JSON, one split", "holds out 20 % of 'all'", "size 128x96", "recall", "16.0 images/s"):
         assert words in text
+
+
+def test_growing_sizes_are_timed_over_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step costs what its pixels cost: 1 s at 416x416, 0.2 s at 192x192, and between them in proportion."""
+    seconds = {(416, 416): (1.0, 0.02), (192, 192): (0.2, 0.01)}
+    monkeypatch.setattr(plan_module, "_measure_at", lambda size_hw, config, dataset: seconds[size_hw])
+    config = load_config(
+        ROOT / "configs/csppelee_efm.yaml", ["preprocess.size_hw=[416,416]", "augment.multi_scale=null"]
+    )
+    assert measure(config, None) == (1.0, 0.02)
+    growing = replace(config.augment, progressive=ProgressiveConfig(start=0.46, until=0.5))
+    step, image = measure(replace(config, augment=growing), None)
+    assert image == 0.02
+    # Half of the steps cost 1 s; the others 0.2 s plus 0.8 s times the mean of (s^2 - 192^2) / (416^2 - 192^2), 0.44.
+    assert step == pytest.approx(0.5 + 0.5 * (0.2 + 0.8 * 0.44), abs=0.02)
 
 
 def test_named_splits_stay(tmp_path: Path) -> None:
