@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 from detector.config import DetectConfig, to_yaml
@@ -16,9 +15,10 @@ from detector.inference.predictor import Predictor
 from detector.postprocess import Decoder
 from detector.report.evaluation import BACKGROUND, CONFUSION_TITLE, worst_images
 from detector.report.html import curves_section, heading, images_section, png, section, svg, text_section, write_page
-from detector.report.label_audit import LabelAudit, Suspect, audit_labels
+from detector.report.label_audit import LabelAudit, Suspect, audit_labels, list_of, pictures
 from detector.report.plots import plot_bars, plot_confusion, plot_precision_recall
 
+NUM_SUSPECTS, NUM_LISTED = 48, 1000
 NUM_WORST = 8
 
 
@@ -64,7 +64,8 @@ def write_run_report(
             wide=True,
         ),
         _anchors(predictor.decoder, audit),
-        _label_suspects(audit),
+        _label_suspects(audit, train_set),
+        text_section("Label suspects: the list", list_of(audit.suspects[:NUM_LISTED], train_set)),
         text_section("Data", f"{describe(train_set)}\n{describe(val_set)}"),
         text_section("Config", to_yaml(config)),
     ]
@@ -96,20 +97,23 @@ def _anchors(decoder: Decoder, audit: LabelAudit) -> str:
     return section("Which anchors and scales found objects", f"<p>{text}</p><div class=row>{plot}</div>")
 
 
-def _label_suspects(audit: LabelAudit) -> str:
-    return _suspects(
-        "Label suspects: objects whose loss stays high",
-        f"{audit.num_images} training images were examined ({audit.num_unreadable} unreadable). "
-        "Labels are white, the suspect is coloured. The number is minus the logarithm of the best score of its own "
-        "class there (4.6 = not found); only objects above 1.4, a score below 0.25, are shown.",
-        audit.hard,
-    ) + _suspects(
-        "Label suspects: detections that look like missing labels",
-        "Score above 0.5, and no label with an IoU of 0.3 or more. The number is the score.",
-        audit.missing,
+def _label_suspects(audit: LabelAudit, train_set: DetectionDataset) -> str:
+    shown = audit.suspects[:NUM_SUSPECTS]
+    captions = [f"{rank}. {each.image_id}: {_claim(each)} ({each.surprise:.1f})" for rank, each in enumerate(shown, 1)]
+    return images_section(
+        "Label suspects: where labels and network disagree most",
+        list(zip(pictures(train_set, shown), captions, strict=True)),
+        text=f"{audit.num_images} training images were examined ({audit.num_unreadable} unreadable): "
+        f"{len(audit.suspects)} suspects, here the first {len(shown)}. tools/doctor.py --audit RUN writes a list of "
+        "all. Labels are white, the suspect is coloured. The number says how rare such a disagreement is: minus the "
+        "natural logarithm of its share among the labels of the class.",
     )
 
 
-def _suspects(title: str, text: str, suspects: Sequence[Suspect]) -> str:
-    images = [(each.image, f"{each.image_id}: {each.class_name} {each.value:.2f}") for each in suspects]
-    return images_section(title, images, text=text)
+def _claim(suspect: Suspect) -> str:
+    """A suspect in words."""
+    return {
+        "missing": f"no label, the network sees {suspect.network}",
+        "class": f"{suspect.label}, the network sees {suspect.network}",
+        "place": f"{suspect.label}, the network does not see it",
+    }[suspect.kind]

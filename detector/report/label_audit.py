@@ -5,7 +5,10 @@ Legend: n objects of an image, m detections.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -19,15 +22,19 @@ from detector.errors import InputError
 from detector.evaluate.confusion import SHOWN_SCORE, match_detections
 from detector.inference.predictor import Predictor
 from detector.render import draw
-from detector.structures import Detections, Image, Sample
+from detector.structures import Detections, Floats, Image, Sample
 
 MAX_IMAGES = 2000
 """At most this many images of a data set are examined, evenly spread."""
-NUM_SUSPECTS = 24
 LOWEST_SCORE = 0.01
-MISSING_SCORE = 0.5
-MISSING_IOU = 0.3
+MISSING_SCORE = 0.25
+BESIDE_IOU = 0.05
+SAME_PLACE_IOU = 0.5
+"""A detection with a larger IoU is an answer for an object."""
+FREE_PLACE_IOU = 0.3
+"""A detection with a smaller IoU with every label lies where there is no label."""
 CROP_SIDE = 160
+COLUMNS = ("rank", "image", "kind", "label", "network", "x1", "y1", "x2", "y2", "surprise")
 
 
 @dataclass(frozen=True)
@@ -35,16 +42,23 @@ class Suspect:
     """A place where label and network disagree.
 
     Attributes:
-        image: the place and its surroundings.
-        image_id: id of the image it is in.
-        class_name: class of the label, or of the detection without a label.
-        value: the object's loss, or the detection's score.
+        kind: missing (a confident detection, no label) | class (the network sees another class) | place (the network
+            sees nothing there).
+        index: position of the image in the data set.
+        image_id: id of the image.
+        box_xyxy: (4,) pixels; of the label, or of the detection without one.
+        label: class of the label; "" where there is none.
+        network: class that the network sees there; "" = none.
+        surprise: minus the logarithm of how often the network disagrees as much or more; see `audit_labels`.
     """
 
-    image: Image
+    kind: str
+    index: int
     image_id: int | str
-    class_name: str
-    value: float
+    box_xyxy: Floats
+    label: str
+    network: str
+    surprise: float
 
 
 @dataclass
@@ -54,20 +68,22 @@ class LabelAudit:
     Attributes:
         num_images: images examined.
         num_unreadable: how many of them cannot be read (tools/doctor.py names them).
-        hard: objects that the network still misses (no box of their class scores above 0.25), the highest loss first.
-        missing: confident detections where there is no label, the highest score first.
+        suspects: the most surprising first.
         answers: for each anchor, fine to coarse, how many objects it found (score above 0.25, IoU above 0.5).
     """
 
     num_images: int
     num_unreadable: int = 0
-    hard: list[Suspect] = field(default_factory=list)
-    missing: list[Suspect] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
     answers: dict[int, int] = field(default_factory=dict)
 
 
 def audit_labels(predictor: Predictor, dataset: DetectionDataset, *, progress: bool = False) -> LabelAudit:
-    """Predicts a data set, usually the training data, and collects where labels and network disagree.
+    """Predicts a data set, usually the training data, and ranks the places where labels and network disagree.
+
+    All kinds share one unit. For a label: how few labels of its class the network finds as badly (the score of its own
+    class there), plus how few have as confident a box of another class there, or of any class beside it. For a
+    detection without a label: how few such there are, per label of its class.
 
     Args:
         predictor: has a low score threshold.
@@ -77,6 +93,7 @@ def audit_labels(predictor: Predictor, dataset: DetectionDataset, *, progress: b
     stride = max(math.ceil(len(dataset) / MAX_IMAGES), 1)
     indices = range(0, len(dataset), stride)
     audit = LabelAudit(num_images=len(indices))
+    labelled: list[_Labelled] = []
     for index in tqdm(indices, desc="audit labels", disable=not progress, leave=False):
         try:
             sample = dataset.read(index)
@@ -85,35 +102,104 @@ def audit_labels(predictor: Predictor, dataset: DetectionDataset, *, progress: b
             continue
         found = predictor.predict(sample.image)
         _count_answers(audit, sample, found)
-        losses = object_losses(sample, found)
-        names = dataset.class_names
-        for row in np.flatnonzero(~sample.crowd & (losses > -math.log(SHOWN_SCORE))).tolist():
-            _keep(audit.hard, sample, names, sample.boxes_xyxy[row], int(sample.labels[row]), losses[row])
-        for row in unlabelled(sample, found):
-            _keep(audit.missing, sample, names, found.boxes_xyxy[row], int(found.labels[row]), found.scores[row])
+        labelled.append(_look_at(index, sample, found))
+    audit.suspects = _ranked(labelled, dataset.class_names)
     return audit
 
 
-def object_losses(sample: Sample, found: Detections) -> np.ndarray:
-    """(n,): minus the logarithm of the best score of an object's own class on it (IoU above 0.5).
+@dataclass(frozen=True)
+class _Labelled:
+    """An image's labels and what the network says of them.
 
-    4.6 if no such detection scores above 0.01 (or the predictor's threshold).
+    Attributes:
+        index, image_id: of the image.
+        boxes_xyxy, labels: (n, 4), (n,) without crowds.
+        own: (n,) best score of the label's class there; LOWEST_SCORE if there is none.
+        other: (n,) the same for the other classes.
+        other_label: (n,) which class that is, -1 = none.
+        beside: (n,) best score of a box that overlaps this label a little, and no label well.
+        free: the detections where there is no label.
     """
-    scores = np.full(len(sample.labels), LOWEST_SCORE)
+
+    index: int
+    image_id: int | str
+    boxes_xyxy: Floats
+    labels: np.ndarray
+    own: np.ndarray
+    other: np.ndarray
+    other_label: np.ndarray
+    beside: np.ndarray
+    free: Detections
+
+
+def _look_at(index: int, sample: Sample, found: Detections) -> _Labelled:
+    boxes, labels = sample.boxes_xyxy[~sample.crowd], sample.labels[~sample.crowd]
+    overlaps = _overlaps(sample.boxes_xyxy, found.boxes_xyxy)  # (all, m)
+    best = overlaps.max(axis=0, initial=0)
+    iou = overlaps[~sample.crowd]
+    same, there = labels[:, None] == found.labels[None], iou > SAME_PLACE_IOU
+    others = np.where(there & ~same, found.scores, 0).reshape(len(labels), -1)
+    other_label = np.full(len(labels), -1)
     if len(found):
-        iou = pairwise_iou(torch.from_numpy(sample.boxes_xyxy), torch.from_numpy(found.boxes_xyxy)).numpy()  # (n, m)
-        covers = (iou > 0.5) & (sample.labels[:, None] == found.labels[None])
-        scores = np.maximum(scores, (covers * found.scores[None]).max(axis=1, initial=0))
-    return np.asarray(-np.log(scores))
+        other_label = np.where(others.max(axis=1) > 0, found.labels[others.argmax(axis=1)], -1)
+    beside = (iou > BESIDE_IOU) & (best < SAME_PLACE_IOU)
+    free = found.take(np.flatnonzero((best < FREE_PLACE_IOU) & (found.scores > MISSING_SCORE)))
+    return _Labelled(
+        index,
+        sample.image_id,
+        boxes,
+        labels,
+        own=_best_score(there & same, found),
+        other=_best_score(there & ~same, found),
+        other_label=other_label,
+        beside=_best_score(beside, found),
+        free=free,
+    )
 
 
-def unlabelled(sample: Sample, found: Detections) -> list[int]:
-    """Confident detections that overlap no object of any class."""
-    confident = [row for row in range(len(found)) if found.scores[row] > MISSING_SCORE]
-    if not len(sample.labels):
-        return confident
-    iou = pairwise_iou(torch.from_numpy(found.boxes_xyxy), torch.from_numpy(sample.boxes_xyxy)).numpy()  # (m, n)
-    return [row for row in confident if iou[row].max() < MISSING_IOU]
+def _overlaps(labels_xyxy: Floats, found_xyxy: Floats) -> np.ndarray:
+    """IoU of labels and detections (n, m)."""
+    return np.asarray(pairwise_iou(torch.from_numpy(labels_xyxy), torch.from_numpy(found_xyxy)).numpy())
+
+
+def _best_score(which: np.ndarray, found: Detections) -> np.ndarray:
+    """Best score of the marked detections (n, m) of each label; LOWEST_SCORE where there is none."""
+    scores = np.where(which, found.scores[None], 0).max(axis=1, initial=0)
+    return np.asarray(np.maximum(scores, LOWEST_SCORE))
+
+
+def _ranked(images: Sequence[_Labelled], names: tuple[str, ...]) -> list[Suspect]:
+    suspects: list[Suspect] = []
+    for label, name in enumerate(names):
+        mine = [(image, row) for image in images for row in np.flatnonzero(image.labels == label).tolist()]
+        own, other, beside = (
+            np.array([getattr(image, kind)[row] for image, row in mine]) for kind in ("own", "other", "beside")
+        )
+        surprise = _rarity(-own, -own) + np.maximum(
+            np.where(other > LOWEST_SCORE, _rarity(other, other), 0),
+            np.where(beside > LOWEST_SCORE, _rarity(beside, beside), 0),
+        )
+        for number in np.flatnonzero(own <= SHOWN_SCORE).tolist():
+            image, row = mine[number]
+            seen = other[number] > max(own[number], LOWEST_SCORE)
+            network = names[image.other_label[row]] if seen else ""
+            kind = "class" if seen else "place"
+            box = image.boxes_xyxy[row]
+            suspects.append(Suspect(kind, image.index, image.image_id, box, name, network, float(surprise[number])))
+        free = [(image, row) for image in images for row in np.flatnonzero(image.free.labels == label).tolist()]
+        scores = np.array([image.free.scores[row] for image, row in free])
+        for (image, row), value in zip(free, _rarity(scores, scores, among=len(mine)), strict=True):
+            box = image.free.boxes_xyxy[row]
+            suspects.append(Suspect("missing", image.index, image.image_id, box, "", name, float(value)))
+    return sorted(suspects, key=lambda suspect: suspect.surprise, reverse=True)
+
+
+def _rarity(values: np.ndarray, population: np.ndarray, *, among: int | None = None) -> np.ndarray:
+    """Minus the logarithm of the share of the population (or of `among`) that is at least as large as each value."""
+    ordered = np.sort(population)
+    as_large = len(ordered) - np.searchsorted(ordered, values, side="left")
+    total = max(len(ordered) if among is None else among, int(as_large.max(initial=0)))
+    return np.asarray(-np.log((as_large + 1) / (total + 2)))
 
 
 def _count_answers(audit: LabelAudit, sample: Sample, found: Detections) -> None:
@@ -124,20 +210,25 @@ def _count_answers(audit: LabelAudit, sample: Sample, found: Detections) -> None
         audit.answers[anchor] = audit.answers.get(anchor, 0) + 1
 
 
-def _keep(
-    suspects: list[Suspect],
-    sample: Sample,
-    names: tuple[str, ...],
-    box: np.ndarray,
-    label: int,
-    value: float,
-) -> None:
-    """Adds a suspect if it is among the worst so far; only those are cut out of their images."""
-    if len(suspects) == NUM_SUSPECTS and value <= suspects[-1].value:
-        return
-    suspects.append(Suspect(_cut_out(sample, box, label, names), sample.image_id, names[label], float(value)))
-    suspects.sort(key=lambda suspect: suspect.value, reverse=True)
-    del suspects[NUM_SUSPECTS:]
+def pictures(dataset: DetectionDataset, suspects: Sequence[Suspect]) -> list[Image]:
+    """The surroundings of each suspect: all labels thin and white, the suspect in its colour."""
+    names = dataset.class_names
+    return [
+        _cut_out(dataset.read(each.index), each.box_xyxy, names.index(each.label or each.network), names)
+        for each in suspects
+    ]
+
+
+def list_of(suspects: Sequence[Suspect], dataset: DetectionDataset) -> str:
+    """Suspects as the text of a CSV file, with the columns of `COLUMNS`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for rank, each in enumerate(suspects, start=1):
+        corners = [round(float(value), 1) for value in each.box_xyxy]
+        place = str(dataset.paths[each.index])
+        writer.writerow([rank, place, each.kind, each.label, each.network, *corners, round(each.surprise, 2)])
+    return text.getvalue()
 
 
 def _cut_out(sample: Sample, box: np.ndarray, label: int, names: tuple[str, ...]) -> Image:

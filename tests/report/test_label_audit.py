@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,46 +14,21 @@ import numpy as np
 import pytest
 
 from detector.config import DetectConfig, load_config
+from detector.data.dataset import DetectionDataset
 from detector.evaluate.detection import evaluate
 from detector.inference.predictor import Predictor
 from detector.report.detection import write_run_report
-from detector.report.label_audit import audit_labels, object_losses, unlabelled
-from detector.structures import Detections, Sample
+from detector.report.label_audit import audit_labels, list_of, pictures
+from detector.structures import Detections
 from detector.train.detection import open_split
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def sample(boxes: list[list[float]], labels: list[int]) -> Sample:
-    return Sample(
-        np.zeros((100, 100, 3), np.uint8),
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int64),
-        np.zeros(len(labels), np.bool_),
-        "image",
-    )
 
 
 def found(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Detections:
     return Detections(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64)
     )
-
-
-def test_the_loss_of_an_object_is_that_of_the_best_box_of_its_class() -> None:
-    truth = sample([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]], [0, 1, 0])
-    detections = found([[50, 50, 60, 60], [0, 0, 10, 9], [0, 0, 10, 10]], [0.9, 0.5, 0.25], [0, 0, 0])
-    assert object_losses(truth, detections) == pytest.approx([-math.log(0.5), -math.log(0.01), -math.log(0.01)])
-    assert object_losses(truth, found([], [], [])) == pytest.approx([-math.log(0.01)] * 3)
-    assert object_losses(sample([], []), detections).shape == (0,)
-
-
-def test_confident_boxes_on_no_label_are_suspects() -> None:
-    truth = sample([[0, 0, 10, 10]], [0])
-    detections = found([[50, 50, 60, 60], [0, 0, 10, 10], [70, 70, 80, 80]], [0.9, 0.8, 0.4], [0, 1, 0])
-    assert unlabelled(truth, detections) == [0], "the second lies on a label of another class, the third is unsure"
-    assert unlabelled(sample([], []), detections) == [0, 1]
-    assert unlabelled(truth, found([], [], [])) == []
 
 
 class _Predicts(Predictor):
@@ -67,25 +41,54 @@ class _Predicts(Predictor):
         return next(self.answers)
 
 
-def test_a_removed_and_a_moved_label_are_found(tiny: Callable[..., DetectConfig]) -> None:
-    dataset = open_split(tiny(), "val")
+def truth_as_answers(dataset: DetectionDataset) -> dict[int | str, Detections]:
+    """What a network that knows every object would answer."""
     answers = {}
     for index in range(len(dataset)):
-        objects = dataset.objects(index)
-        count = len(dataset.labels[objects])
-        anchors = np.zeros(count, np.int64)
-        scores = np.full(count, 0.9, np.float32)
+        boxes, labels = dataset.targets(index)
+        zeros = np.zeros(len(labels), np.int64)
         answers[dataset.image_ids[index]] = Detections(
-            dataset.boxes_xyxy[objects], scores, dataset.labels[objects], anchors=anchors
+            boxes, np.full(len(labels), 0.9, np.float32), labels, None, zeros
         )
-    damaged = dataset.boxes_xyxy.copy()
-    damaged[0] = [0, 0, 3, 3]
-    audit = audit_labels(_Predicts(answers), replace(dataset, boxes_xyxy=damaged))
-    assert audit.hard[0].image_id == audit.missing[0].image_id == dataset.image_ids[0]
-    assert audit.hard[0].value == pytest.approx(-math.log(0.01))
-    assert len(audit.hard) == 1, "an object that is found is not a suspect"
-    assert len(audit.missing) == 1
-    assert audit.answers == {0: len(dataset.labels) - 1}
+    return answers
+
+
+def test_damaged_labels_are_the_first_suspects(tiny: Callable[..., DetectConfig]) -> None:
+    """One label is removed, one moved, one renamed: nothing else is a suspect."""
+    dataset = open_split(tiny(), "train")
+    answers = truth_as_answers(dataset)
+    boxes, labels = dataset.boxes_xyxy.copy(), dataset.labels.copy()
+    moved, renamed, removed = dataset.offsets[0], dataset.offsets[1], dataset.offsets[2]
+    boxes[moved] = [0, 0, 3, 3]
+    labels[renamed] = (labels[renamed] + 1) % 3
+    keep = np.arange(len(labels)) != removed
+    offsets = dataset.offsets - (dataset.offsets > removed)
+    damaged = replace(dataset, boxes_xyxy=boxes[keep], labels=labels[keep], crowd=dataset.crowd[keep], offsets=offsets)
+    audit = audit_labels(_Predicts(answers), damaged)
+    names = dataset.class_names
+    found = {(each.kind, each.index, each.label, each.network) for each in audit.suspects}
+    assert found == {
+        ("place", 0, names[labels[moved]], ""),
+        ("missing", 0, "", names[dataset.labels[moved]]),
+        ("class", 1, names[labels[renamed]], names[dataset.labels[renamed]]),
+        ("missing", 2, "", names[dataset.labels[removed]]),
+    }
+    assert all(each.surprise > 2 for each in audit.suspects)
+    assert audit.answers == {0: len(dataset.labels) - 2}, "of any class, at the place of a label"
+    lines = list_of(audit.suspects, damaged).splitlines()
+    assert lines[0] == "rank,image,kind,label,network,x1,y1,x2,y2,surprise"
+    assert len(lines) == 5
+    assert str(dataset.paths[0]) in lines[1] + lines[2] + lines[3] + lines[4]
+    assert all(each.shape[2] == 3 for each in pictures(damaged, audit.suspects))
+
+
+def test_a_perfect_network_suspects_nothing(tiny: Callable[..., DetectConfig]) -> None:
+    dataset = open_split(tiny(), "val")
+    assert audit_labels(_Predicts(truth_as_answers(dataset)), dataset).suspects == []
+    nothing = {image_id: found([], [], []) for image_id in dataset.image_ids}
+    audit = audit_labels(_Predicts(nothing), dataset)
+    assert len(audit.suspects) == len(dataset.labels), "a blind network suspects every label, none more than another"
+    assert len({each.surprise for each in audit.suspects if each.label == "circle"}) == 1
 
 
 class _Resources(HTMLParser):
@@ -118,7 +121,7 @@ def test_the_report_loads_no_other_file(report: Path) -> None:
     page.feed(report.read_text(encoding="utf-8"))
     assert page.sources
     assert all(source.startswith("data:image/") for source in page.sources)
-    for part in ("Curves", "Per class", "most mistakes", "anchors and scales", "loss stays high", "missing labels"):
+    for part in ("Curves", "Per class", "most mistakes", "anchors and scales", "disagree most", "the list"):
         assert any(part in heading for heading in page.headings), part
 
 

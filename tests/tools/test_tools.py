@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +189,19 @@ def test_training_from_any_directory(tiny_data: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "ap50" in json.loads(result.stdout)
     assert (tmp_path / "weights/tiny/last.safetensors").exists()
+
+
+def test_doctor_lists_label_suspects(
+    trained_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    assert main("doctor")(["--audit", str(run), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    lines = (run / "audit.csv").read_text().splitlines()
+    assert report["images"] == 64
+    assert sum(report.get(kind, 0) for kind in ("missing", "class", "place")) == len(lines) - 1 > 0
+    assert main("doctor")(["--audit", str(run), str(tiny_data / "val.json")]) == 0
+    assert "16 images" in capsys.readouterr().out
+    with pytest.raises(InputError, match="give a data set, or --audit RUN"):
+        main("doctor")([])
