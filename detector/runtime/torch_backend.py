@@ -67,4 +67,6 @@ def _places_above(raw_map: Tensor, num_anchors: int, first_anchor: int, lowest: 
     raw = raw_map.float().reshape(batch, num_anchors, channels // num_anchors, height, width)
     where = torch.nonzero(raw[:, :, 4] > lowest)
     image, anchor, row, column = where.unbind(1)
-    return raw[image, anchor, :, row, column], where + where.new_tensor([0, first_anchor, 0, 0])
+    codes = raw[image, anchor, :, row, column]
+    where[:, 1] += first_anchor
+    return codes, where
