@@ -59,7 +59,7 @@ def test_everything_is_decided_and_said(tmp_path: Path) -> None:
     assert config.train.max_steps == pytest.approx((600 - 8 - 0.02 * (4 * 6 + 24)) / 0.5, abs=20)
     assert config.evaluate.every == -(-config.train.max_steps // 4)
     text = "\n".join(made.lines)
-    for words in ("LabelMe JSON, one split", "holds out 20 % of 'all'", "size 128x96", "recall", "16.0 images/s"):
+    for words in ("LabelMe JSON, one split", "holds out 20 % of 'all'", "size 128x96", "recall", "32.0 images/s"):
         assert words in text
 
 
