@@ -67,7 +67,8 @@ def config_for_data(options: argparse.Namespace) -> RunConfig:
     return plan.config
 
 
-def main(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
     parser = Parser(description=__doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, see configs/, or a Darknet cfg")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="replace a field of the config")
@@ -81,7 +82,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, metavar="PATH", help="train on this data set, see data/README.md")
     parser.add_argument("--minutes", type=float, help="with --data: how long the run may take (default 30)")
     parser.add_argument("--plan", action="store_true", help="with --data: show what was decided, and stop")
-    options = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
     if options.data is not None:
         config = config_for_data(options)
         if options.plan:

@@ -106,15 +106,12 @@ def inference_table(
     torch.set_num_threads(threads)
     frames = _frames(dataset)
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    on_gpu = find_device(device).type == "cuda"
-    if on_gpu:
+    if find_device(device).type == "cuda":
         backends = [name for name in backends or BACKENDS if name.startswith("torch")]
     with _variants(loaded, backends, precisions, calibration, threads, device, print_progress) as variants:
         for turn in range(rounds + 1):
             print_progress(f"turn {turn} of {rounds}")
-            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-                if name == "fp32" or on_gpu or computes_in_bf16():
-                    peaks[name].append(matrix_product_gflops(dtype, repeats=1, device=device))
+            _measure_peaks(peaks, device)
             for variant in variants:
                 _take_turn(variant, frames, threads, counts=turn > 0)
         if dataset is not None:
@@ -133,10 +130,17 @@ def inference_table(
             "peak_gflops": peak,
             "threads": threads,
             "cpu": cpu_name(),
-            "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+            "gpu": torch.cuda.get_device_name(device) if device != "cpu" else None,
             "system": platform.platform(),
             "data": dataset.name if dataset is not None else None,
         }
+
+
+def _measure_peaks(peaks: dict[str, list[float]], device: str) -> None:
+    """Adds a measurement of the rate of matrix products in each precision that the device computes in."""
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if name == "fp32" or device != "cpu" or computes_in_bf16():
+            peaks[name].append(matrix_product_gflops(dtype, repeats=1, device=device))
 
 
 @contextmanager
