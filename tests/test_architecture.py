@@ -24,6 +24,7 @@ IMPORT_ORDER = (
     "inference",
     "analysis",
     "runtime",
+    "zoo",
     "darknet",
     "data",
     "models",

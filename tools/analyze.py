@@ -18,6 +18,7 @@ from detector.cli import Parser, parse_size, print_json, run
 from detector.config import ClassifyConfig, load_run_config
 from detector.errors import InputError
 from detector.runtime.formats import is_export
+from detector.zoo.table import cfg_of
 
 if TYPE_CHECKING:
     import argparse
@@ -124,6 +125,7 @@ def add_times(
 
 def build(model: str, num_classes: int | None) -> tuple[nn.Module, tuple[int, int], int | None]:
     """The network, its own input size and, for a cfg, the size of its weights file."""
+    model = cfg_of(model)
     if model.endswith(".cfg"):
         from detector.darknet import load_darknet
         from detector.darknet.weights import weights_size

@@ -9,12 +9,14 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
 from detector.postprocess import Thresholds
 
 SHOWN_PROBLEMS = 5
+SHOWN_CLASSES = 8
 
 
 def main(arguments: list[str]) -> int:
@@ -54,6 +56,8 @@ def main(arguments: list[str]) -> int:
     if options.save:
         sinks.append(open_file_sink(source, options.save))
     print_note(f"weights {loaded.path}")
+    if options.model is None and options.weights is None:
+        print_note(what_it_finds(predictor.class_names))
 
     def print_frame(frame: Frame, detections: Detections) -> None:
         found = to_rows(detections, predictor.class_names)
@@ -66,6 +70,15 @@ def main(arguments: list[str]) -> int:
     if len(source.problems) > SHOWN_PROBLEMS:
         print_note(f"warning: {len(source.problems) - SHOWN_PROBLEMS} more files could not be read")
     return 1 if source.problems else 0
+
+
+def what_it_finds(class_names: Sequence[str]) -> str:
+    """What to expect of weights that the user did not name."""
+    shown = ", ".join(class_names[:SHOWN_CLASSES]) + (", ..." if len(class_names) > SHOWN_CLASSES else "")
+    return (
+        f"they find {shown}; for everyday objects: python tools/download.py yolov4-tiny, then "
+        "python tools/demo.py yolov4-tiny --video cam0"
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,53 @@
-"""Downloads a public data set; resumes an interrupted download. Nothing else in this project uses the network.
+"""Fetches a public model or data set; resumes an interrupted download. Nothing else in this project uses the network.
 
-Example:
+Examples:
+    python tools/download.py --list
+    python tools/download.py yolov4-tiny
     python tools/download.py bccd --out data/bccd
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from detector.cli import Parser, print_json, run
+from detector.errors import InputError
 
 
 def main(arguments: list[str]) -> int:
     from detector.data.download import ARCHIVES, fetch_dataset
+    from detector.zoo.fetch import fetch
+    from detector.zoo.table import FOLDER, by_hand, list_text, zoo
 
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "name", choices=sorted(ARCHIVES), help="COCO 2017 (27 GB), VOC 2007 and 2012 (3 GB), BCCD (8 MB)"
-    )
-    parser.add_argument("--out", type=Path, help="folder (default: data/NAME)")
-    parser.add_argument("--json", action="store_true", help="the location as JSON on stdout")
+    parser.add_argument("name", nargs="?", help="coco (27 GB), voc (3 GB), bccd (8 MB), or a model, see --list")
+    parser.add_argument("--list", action="store_true", help="the models: input, size, AP50, where from, licence")
+    parser.add_argument("--out", type=Path, help="folder (default: data/NAME; weights/zoo for models)")
+    parser.add_argument("--from", dest="host", metavar="URL", help="a mirror of github.com (or DETECTOR_ZOO_URL)")
+    parser.add_argument("--json", action="store_true", help="the location, or the list, as JSON on stdout")
     options = parser.parse_args(arguments)
+    if options.list:
+        rows = [asdict(row) for row in zoo().values()]
+        print_json({"models": rows, "by_hand": by_hand()}) if options.json else print(list_text())
+        return 0
+    if options.name in zoo():
+        root = options.out or FOLDER
+        verdict = fetch(zoo()[options.name], root=root, host=options.host)
+        if options.json:
+            print_json({"name": options.name, "root": str(root / options.name), "checked": verdict})
+        else:
+            print(f"{options.name} is in {root / options.name}: {verdict}")
+            if zoo()[options.name].kind == "detector":
+                print(f"next: python tools/demo.py {options.name} --video cam0")
+        return 0
+    if options.name in by_hand():
+        raise InputError(f"{options.name}: cannot be fetched; get it by hand from {by_hand()[options.name]}")
+    if options.name not in ARCHIVES:
+        known = f"{', '.join(sorted(ARCHIVES))}, or a model of --list"
+        raise InputError(f"download: expected {known}, got {options.name or 'nothing'}")
+    if options.host is not None:
+        raise InputError("--from: is for models; data sets come from their own hosts")
     root = options.out or Path("data") / options.name
     fetch_dataset(ARCHIVES[options.name], root)
     if options.json:

@@ -20,6 +20,7 @@ from detector.cli import Parser, print_json, print_note, run
 from detector.config import ClassifyConfig, DetectConfig, RunConfig, build_config, load_run_config, to_yaml
 from detector.errors import InputError
 from detector.runtime.threads import share_processors
+from detector.zoo.table import cfg_of, weights_of
 
 if TYPE_CHECKING:
     import argparse
@@ -28,7 +29,8 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_experiment(path: str, overrides: list[str], names: str | None) -> RunConfig:
-    """The config from a YAML file or a Darknet cfg."""
+    """The config from a YAML file, a Darknet cfg, or the name of a public model."""
+    path = cfg_of(path)
     if not path.endswith(".cfg"):
         return load_run_config(path, overrides)
 
@@ -117,7 +119,7 @@ def main(arguments: list[str]) -> int:
             config,
             resume=options.resume,
             allow_change=options.allow_change,
-            weights=options.weights,
+            weights=options.weights and weights_of(options.weights),
             progress=True,
         )
     except InputError:

@@ -20,6 +20,8 @@ from detector.errors import InputError
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+MAX_BYTES = 100 * 10**9
+"""No file here is larger."""
 MAX_GROWTH = 50
 """Labels in text shrink to a tenth when they are packed; a zip bomb grows a thousand times."""
 
@@ -85,18 +87,25 @@ def fetch_dataset(archives: Iterable[Archive], root: Path, *, progress: bool = T
         done.touch()
 
 
-def download(url: str, target: Path, *, progress: bool = True) -> None:
-    """Downloads a file, resuming where an earlier attempt stopped.
+def download(url: str, target: Path, *, size: int | None = None, progress: bool = True, unpacks: bool = True) -> None:
+    """Downloads a file, resuming where an earlier attempt stopped; a file that is there is left alone.
+
+    Args:
+        url: where it is.
+        target: where it goes; NAME.part beside it holds what has come so far.
+        size: its size in bytes, where that is known.
+        progress: show a bar on stderr.
+        unpacks: it is an archive, whose content needs as much room again.
 
     Raises:
-        InputError: as in `fetch_dataset`.
+        InputError: as in `fetch_dataset`; or the server offers a file of another size.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return
     part = target.with_name(f"{target.name}.part")
     try:
-        expected = _fetch(url, part, progress=progress)
+        expected = _fetch(url, part, size=size, progress=progress, unpacks=unpacks)
     except urllib.error.HTTPError as error:
         raise InputError(f"{url}: the server returned {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -109,7 +118,7 @@ def download(url: str, target: Path, *, progress: bool = True) -> None:
     part.rename(target)
 
 
-def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
+def _fetch(url: str, part: Path, *, size: int | None, progress: bool, unpacks: bool) -> int | None:
     """Appends the missing bytes to `part`; returns the size of the whole file, if the server reports it."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
@@ -124,21 +133,28 @@ def _fetch(url: str, part: Path, *, progress: bool) -> int | None:
             have = 0  # the server does not support ranges: start from the beginning
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        _require_space(part.parent, (total or 0) - have + (total or 0), url)
+        if size is not None and total is not None and total != size:
+            part.unlink(missing_ok=True)
+            raise InputError(f"{url}: the server offers {total:,} bytes instead of {size:,}; this is not the file")
+        rest = (total or 0) - have
+        _require_space(part.parent, rest + (total or 0) if unpacks else rest, url)
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
         with bar, part.open("ab" if have else "wb") as file:
             while chunk := response.read(_CHUNK):
+                have += len(chunk)
+                if have > (size if size is not None else MAX_BYTES):
+                    raise InputError(f"{url}: the server sends more than it should; {part.name} can be removed")
                 file.write(chunk)
                 bar.update(len(chunk))
     return total
 
 
 def _require_space(folder: Path, needed: int, url: str) -> None:
-    """Raises: InputError unless there is room for the rest of the archive and its content (about the same size)."""
+    """Raises: InputError unless there is room for the rest of the file, and for an archive's content."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{url}: needs {needed / 1e9:.1f} GB in {folder} (archive and content), but {free / 1e9:.1f} GB are free; "
+            f"{url}: needs {needed / 1e9:.1f} GB in {folder}, but {free / 1e9:.1f} GB are free; "
             "free some space and run the same command again"
         )
 

@@ -26,6 +26,7 @@ from detector.inference.build import DetectorModel, build_decoder, build_network
 from detector.postprocess import Decoder
 from detector.runtime.formats import FORMATS, format_of, is_export
 from detector.runtime.record import ExportRecord
+from detector.zoo.table import cfg_of, weights_of
 
 _RUNS_CODE = {".torchscript", ".pt", ".pth", ".pkl"}
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -172,7 +173,8 @@ def _record_text(path: Path) -> str:
 
 
 def load_any(model: str | Path) -> Loaded:
-    """`load_detector` or `load_export`, by the suffix. Raises: InputError."""
+    """`load_detector` or `load_export`, by the suffix; or a public model by its name. Raises: InputError."""
+    model = cfg_of(str(model))
     if Path(model).suffix in _RUNS_CODE:
         raise InputError(
             f"{model}: is not opened, since such a file can run any code; give .safetensors, .onnx, .xml or .cfg"
@@ -184,7 +186,8 @@ def find_model(model: str | None, weights: str | None, names: str | None = None)
     """The detector that a user means.
 
     Args:
-        model: a weights file, an exported file, a Darknet cfg, a run folder, a config (its run), or None.
+        model: a weights file, an exported file, a Darknet cfg, a run folder, a config (its run), the name of a public
+            model (see `detector.zoo`), or None.
         weights: a weights or exported file; None = the model's own. With neither, the newest run in weights/, else
             the released weights that come with the project.
         names: file of class names, for a Darknet cfg.
@@ -192,6 +195,7 @@ def find_model(model: str | None, weights: str | None, names: str | None = None)
     Raises:
         InputError: there is no such file.
     """
+    model, weights = model and cfg_of(model), weights and weights_of(weights)
     if model is not None and Path(model).suffix == ".cfg":
         return load_detector(model, weights, names=names)
     return load_any(_find_file(model, weights, detectors_only=True))
@@ -239,7 +243,7 @@ def _find_file(model: str | None, weights: str | None, *, detectors_only: bool) 
         return weights_of_run(Path(weights)) if Path(weights).is_dir() else Path(weights)
     if model is None:
         return find_weights([Path("weights"), PROJECT_ROOT / "weights"], detectors_only=detectors_only)
-    path = Path(model)
+    path = Path(cfg_of(model))
     if _is_config(path):
         return weights_of_run(Path(load_run_config(path).run_dir or "."))
     return weights_of_run(path) if path.is_dir() else path

@@ -1,0 +1,259 @@
+"""Public models by name, fetched from a local server that breaks off, lies, and serves the wrong thing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from detector.darknet.network import build_darknet
+from detector.errors import InputError
+from detector.inference.find import find_trainable
+from detector.zoo import table
+from detector.zoo.fetch import fetch
+from detector.zoo.table import ZooModel, by_hand, cfg_of, coco_names, weights_of, zoo
+
+ROOT = Path(__file__).resolve().parents[2]
+CFG = """[net]
+width=64
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=32
+pad=1
+activation=leaky
+[convolutional]
+filters=255
+size=1
+stride=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=10,14,23,27,37,58
+classes=80
+num=3
+"""
+MODEL = ZooModel("toy", "detector", 64, "me/toy/raw/toy.cfg", "me/toy/releases/toy.weights", 0, "none")
+
+
+class Server(ThreadingHTTPServer):
+    files: dict[str, bytes]
+    break_after: int | None = None
+    claims: int = 0  # added to the length that the server states
+    redirect: str = ""
+    requests: list[str]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path)
+        self.server.requests.append(self.path)
+        if self.server.redirect:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect)
+            self.end_headers()
+            return
+        if content is None:
+            self.send_error(404)
+            return
+        wanted = self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start + self.server.claims))
+        self.end_headers()
+        stop = len(content) if self.server.break_after is None else start + self.server.break_after
+        self.wfile.write(content[start:stop])
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(("127.0.0.1", 0), Handler)
+    network = build_darknet(CFG, "toy.cfg")
+    torch.manual_seed(0)
+    network.save_weights(tmp_path / "made.weights")
+    server.files = {f"/{MODEL.cfg}": CFG.encode(), f"/{MODEL.weights}": (tmp_path / "made.weights").read_bytes()}
+    server.requests = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def get(server: Server, root: Path, **changes: object) -> str:
+    weights = server.files[f"/{MODEL.weights}"]
+    model = replace(MODEL, **{"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest(), **changes})
+    return fetch(model, root=root, host=f"http://127.0.0.1:{server.server_port}/", progress=False)
+
+
+def test_a_model_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> None:
+    verdict = get(server, tmp_path / "zoo")
+    assert "sha256 as published; the weights fit the cfg to the last byte" in verdict
+    assert len(server.requests) == 2
+    assert find_trainable(str(tmp_path / "zoo/toy/toy.cfg")).class_names == coco_names()
+    get(server, tmp_path / "zoo")
+    assert len(server.requests) == 2, "fetched again without need"
+
+
+def test_the_first_hash_is_kept_where_none_is_published(server: Server, tmp_path: Path) -> None:
+    assert "recorded in" in get(server, tmp_path, sha256=None)
+    assert "compared with the first download" in get(server, tmp_path, sha256=None)
+    (tmp_path / "toy/toy.weights").unlink()
+    content = bytearray(server.files[f"/{MODEL.weights}"])
+    content[-1] ^= 1
+    server.files[f"/{MODEL.weights}"] = bytes(content)
+    with pytest.raises(InputError, match=r"toy.weights: is another file than the one fetched before"):
+        get(server, tmp_path, sha256=None)
+    assert not (tmp_path / "toy/toy.weights").exists()
+
+
+def test_a_broken_download_goes_on(server: Server, tmp_path: Path) -> None:
+    server.break_after = len(CFG)
+    with pytest.raises(InputError, match="run the same command again to resume"):
+        get(server, tmp_path)
+    server.break_after = None
+    assert "fit the cfg" in get(server, tmp_path)
+
+
+@pytest.mark.parametrize("claims", [-100, 100])
+def test_a_server_that_lies_about_the_length(server: Server, tmp_path: Path, claims: int) -> None:
+    get(server, tmp_path / "first")
+    (tmp_path / "second/toy").mkdir(parents=True)
+    (tmp_path / "second/toy/toy.cfg").write_text(CFG)
+    server.claims = claims
+    with pytest.raises(InputError, match="this is not the file"):
+        get(server, tmp_path / "second")
+
+
+def test_a_wrong_hash(server: Server, tmp_path: Path) -> None:
+    for kind, digits in (("sha256", 64), ("md5", 32)):
+        with pytest.raises(InputError, match=rf"toy.weights: {kind} \w+ instead of 0+; removed"):
+            get(server, tmp_path, **{"sha256": None, kind: "0" * digits})
+        assert not (tmp_path / "toy/toy.weights").exists()
+
+
+def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
+    page = b"<!DOCTYPE html><p>not found</p>"
+    server.files[f"/{MODEL.cfg}"] = page
+    with pytest.raises(InputError, match=r"toy.cfg: the server sent a web page instead of the file; removed"):
+        get(server, tmp_path)
+    server.files[f"/{MODEL.cfg}"] = CFG.encode()
+    (tmp_path / "toy/toy.weights").unlink()
+    server.files[f"/{MODEL.weights}"] = page.ljust(len(server.files[f"/{MODEL.weights}"]))
+    with pytest.raises(InputError, match=r"toy.weights: the server sent a web page"):
+        get(server, tmp_path)
+    assert not list((tmp_path / "toy").glob("*.weights"))
+
+
+def test_a_cfg_of_another_model(server: Server, tmp_path: Path) -> None:
+    server.files[f"/{MODEL.cfg}"] = CFG.replace("filters=8", "filters=16").encode()
+    with pytest.raises(InputError, match="cfg and weights do not belong together"):
+        get(server, tmp_path)
+    assert not (tmp_path / "toy/toy.cfg").exists()
+
+
+def test_redirects_leave_the_web_never(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(CFG)
+    server.redirect = (tmp_path / "secret").as_uri()
+    with pytest.raises(InputError, match="302"):
+        get(server, tmp_path / "zoo")
+    assert not (tmp_path / "zoo/toy/toy.cfg").exists()
+
+
+def test_missing_files_and_wrong_addresses(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="404"):
+        get(server, tmp_path, cfg="me/toy/raw/other.cfg")
+    for host in ("file:///etc", "ftp://example.org", "example.org"):
+        with pytest.raises(InputError, match="expected an address that begins with"):
+            fetch(MODEL, root=tmp_path, host=host)
+    monkeypatch.setenv("DETECTOR_ZOO_URL", "http://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:1/me/toy"):
+        fetch(MODEL, root=tmp_path, progress=False)
+
+
+def test_no_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.data.download.shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
+    with pytest.raises(InputError, match="free some space"):
+        get(server, tmp_path)
+
+
+def test_a_name_is_a_model_for_every_tool(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "zoo", lambda: {"toy": MODEL})
+    with pytest.raises(InputError, match=r"toy: is not here yet; fetch it with: python tools/download\.py toy"):
+        cfg_of("toy")
+    get(server, table.FOLDER)
+    assert weights_of("toy") == "weights/zoo/toy/toy.weights"
+    assert cfg_of("weights/zoo/toy/toy.cfg") == "weights/zoo/toy/toy.cfg", "a path stays"
+
+    def run(tool: str, *words: str) -> str:
+        assert runpy.run_path(str(ROOT / "tools" / f"{tool}.py"))["main"](list(words)) in (0, None)
+        return capsys.readouterr().out
+
+    picture = str(ROOT / "demo.jpg")
+    assert json.loads(run("demo", "toy", "--image", picture, "--json"))["name"]
+    run("predict", picture, "--model", "toy", "--out", "out.json")
+    run("export", "toy", "--to", "onnx", "--out", "toy.onnx")
+    assert "backend" in run("benchmark", "toy", "--backends", "torch", "--rounds", "1")
+    assert "BFLOPs" in run("analyze", "toy")
+    run("train", "toy", "--weights", "toy", "--show-config")
+    with pytest.raises(InputError, match="expected bccd, coco, voc, or a model of --list, got nonsense"):
+        run("download", "nonsense")
+
+
+def test_the_table() -> None:
+    assert len(zoo()) == 16
+    assert len(by_hand()) == 4
+    assert len(set(coco_names())) == 80
+    for name, row in zoo().items():
+        assert row.kind in ("detector", "classifier")
+        assert row.bytes > 10**6
+        assert row.sha256 is None or len(row.sha256) == 64
+        assert row.md5 is None or len(row.md5) == 32
+        assert row.weights.endswith(".weights")
+        assert row.cfg.endswith(f"{name}.cfg")
+        assert (row.ap50 is None) == (row.kind == "classifier")
+    with pytest.raises(InputError, match=r"by hand from .*csdarknet53-panet-spp.weights \(257,717,640 bytes\)"):
+        cfg_of("csdarknet53-panet-spp")
+
+
+@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov4", "yolov3", "yolov3-tiny", "yolov3-tiny-prn", "resnet10"])
+def test_sizes_are_those_that_the_layers_need(name: str, shared: Path) -> None:
+    from detector.darknet.weights import weights_size
+
+    text = (shared / "darknet/cfg" / f"{name}.cfg").read_text()
+    assert weights_size(build_darknet(text, name).convolutions()) == zoo()[name].bytes
+
+
+def test_yolo_fastest_by_name(shared: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real weights, from the local server, by name: the boxes that Darknet finds."""
+    row, folder = zoo()["yolo-fastest-1.1"], shared / "darknet/weights"
+    for path in (row.cfg, row.weights):
+        server.files[f"/{path}"] = (folder / Path(path).name).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTOR_ZOO_URL", f"http://127.0.0.1:{server.server_port}")
+    assert runpy.run_path(str(ROOT / "tools/download.py"))["main"](["yolo-fastest-1.1"]) == 0
+    by_name, by_path = find_trainable("yolo-fastest-1.1"), find_trainable(str(folder / "yolo-fastest-1.1.cfg"))
+    assert by_name.class_names == by_path.class_names
+    for one, other in zip(by_name.network.parameters(), by_path.network.parameters(), strict=True):
+        assert torch.equal(one, other)
