@@ -257,3 +257,10 @@ def test_yolo_fastest_by_name(shared: Path, tmp_path: Path, server: Server, monk
     assert by_name.class_names == by_path.class_names
     for one, other in zip(by_name.network.parameters(), by_path.network.parameters(), strict=True):
         assert torch.equal(one, other)
+    data = str(shared / "data/coco_val126/instances.json")
+    assert (
+        runpy.run_path(str(ROOT / "tools/eval.py"))["main"](["yolo-fastest-1.1", "--data", data, "--json", "a.json"])
+        == 0
+    )
+    measured = json.loads((tmp_path / "a.json").read_text())
+    assert measured["darknet"]["map50"] == pytest.approx(0.3273, abs=0.003), "Darknet's own figure"
