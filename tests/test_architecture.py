@@ -43,6 +43,7 @@ IMPORT_ORDER = (
     "errors",
 )
 THIRD_PARTY = {
+    "timm": {"models"},
     "yaml": {"config"},
     "pydantic": {"config"},
     "pycocotools": {"evaluate"},

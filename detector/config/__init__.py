@@ -35,6 +35,7 @@ from detector.config.shared import (
     PolyPolicy,
     PreprocessConfig,
     StepsPolicy,
+    TimmBackboneConfig,
     TrainConfig,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "StepsPolicy",
     "StoredModel",
     "SyntheticConfig",
+    "TimmBackboneConfig",
     "TrainConfig",
     "build_config",
     "load_config",

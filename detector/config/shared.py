@@ -30,12 +30,16 @@ def by_name(kinds: Mapping[str, str]) -> Callable[[Any], str | None]:
     """A discriminator that chooses a section's dataclass from its `name`.
 
     Args:
-        kinds: the tag of each name that has its own options; other names have the tag `kind:plain`.
+        kinds: the tag of each name that has its own options, or of all names below "prefix/"; others have the tag
+            `kind:plain`.
     """
 
     def kind(tree: Any) -> str | None:
         name = tree.get("name") if isinstance(tree, dict) else getattr(tree, "name", None)
-        return kinds.get(name, "kind:plain") if isinstance(name, str) else None
+        if not isinstance(name, str):
+            return None
+        prefix, slash, _ = name.partition("/")
+        return kinds.get(prefix + slash, "kind:plain")
 
     return kind
 
@@ -67,6 +71,19 @@ class PeleeNetConfig(Section):
 
 
 @dataclass(frozen=True)
+class TimmBackboneConfig(Section):
+    """A network of the timm library.
+
+    Attributes:
+        name: timm/NAME.
+        file: start a new training from this file, a classifier's model.safetensors as timm publishes it.
+    """
+
+    name: Annotated[str, Field(pattern="^timm/.")]
+    file: str | None = None
+
+
+@dataclass(frozen=True)
 class PlainBackboneConfig(Section):
     """A backbone without options. Attributes: name: a key of `detector.models.build.BACKBONES`."""
 
@@ -76,6 +93,7 @@ class PlainBackboneConfig(Section):
 BackboneConfig = Annotated[
     Annotated[CSPPeleeNetConfig, Tag("kind:csppeleenet")]
     | Annotated[PeleeNetConfig, Tag("kind:peleenet")]
+    | Annotated[TimmBackboneConfig, Tag("kind:timm")]
     | Annotated[PlainBackboneConfig, Tag("kind:plain")],
     Discriminator(
         by_name(
@@ -84,6 +102,7 @@ BackboneConfig = Annotated[
                 "peleenet": "kind:peleenet",
                 "sparsepeleenet": "kind:peleenet",
                 "peleenext": "kind:peleenet",
+                "timm/": "kind:timm",
             }
         )
     ),

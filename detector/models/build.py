@@ -14,6 +14,7 @@ from detector.config import (
     ModelConfig,
     NeckConfig,
     PeleeNetConfig,
+    TimmBackboneConfig,
 )
 from detector.errors import InputError
 from detector.models.classifier import Classifier
@@ -38,6 +39,7 @@ from detector.models.reference import (
     csppeleenetb_reference,
 )
 from detector.models.resnet import CSPResNet10, ResNet10, resnet50, resnext50
+from detector.models.timm_backbone import PREFIX, TimmBackbone
 from detector.models.yolo_head import YoloHead
 
 
@@ -139,8 +141,12 @@ LEVELS = (4, 8, 16, 32)
 
 def build_backbone(config: BackboneConfig, activation: str) -> Backbone:
     """The backbone that `config` names, not initialised. Raises: InputError for an unknown name."""
+    if isinstance(config, TimmBackboneConfig):
+        return TimmBackbone(config.name.removeprefix(PREFIX))
     if config.name not in BACKBONES:
-        raise InputError(f"model.backbone.name: expected one of {', '.join(BACKBONES)}, got {config.name!r}")
+        raise InputError(
+            f"model.backbone.name: expected one of {', '.join(BACKBONES)}, or timm/NAME, got {config.name!r}"
+        )
     return BACKBONES[config.name](config, activation)
 
 

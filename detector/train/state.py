@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from detector.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from detector.config import RunConfig, parse_config_text, to_yaml
+from detector.config import RunConfig, TimmBackboneConfig, parse_config_text, to_yaml
 from detector.errors import InputError
 from detector.files import write_atomically
 from detector.inference.build import build_network
 from detector.models.precision import compute_dtype
+from detector.models.timm_backbone import TimmBackbone
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage
 from detector.train.optim import LossScale, build_optimizer
@@ -123,12 +124,23 @@ def start_run(
 def fresh_state(config: RunConfig, device: torch.device) -> RunState:
     """The state before the first step."""
     torch.manual_seed(config.train.seed)
-    network = build_network(config.model).to(device).to(memory_format=torch.channels_last)
+    network = build_network(config.model)
+    _take_published_weights(network, config)
+    network = network.to(device).to(memory_format=torch.channels_last)
     network.train()
     state = RunState(network, build_optimizer(network, config.train), ema=None)
     state.scale = LossScale.start(compute_dtype(config.train.precision, device))
     state.restart_average(config)
     return state
+
+
+def _take_published_weights(network: nn.Module, config: RunConfig) -> None:
+    """Starts the backbone from the file that the config names, if any. Raises: InputError."""
+    settings = getattr(config.model, "backbone", None)
+    if isinstance(settings, TimmBackboneConfig) and settings.file is not None:
+        backbone = network.backbone
+        assert isinstance(backbone, TimmBackbone)
+        backbone.load_published(Path(settings.file))
 
 
 def _share(state: RunState, ranks: Ranks) -> None:

@@ -148,7 +148,11 @@ def test_a_wrong_base_names_the_chain(tmp_path: Path, files: dict[str, str], mes
 def test_the_recipes_of_the_paper_are_unchanged() -> None:
     """Every value of every config, bases and defaults included; a changed recipe changes the hash."""
     ours = {"quickstart.yaml", "tiny.yaml", "classify_tiny.yaml", "csppelee_efm_bccd.yaml"}
-    values = {str(path.relative_to(ROOT)): asdict(load_run_config(path)) for path in CONFIGS if path.name not in ours}
+    values = {
+        str(path.relative_to(ROOT)): asdict(load_run_config(path))
+        for path in CONFIGS
+        if path.name not in ours and path.parent.name != "timm"
+    }
     assert len(values) == 74
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     assert digest == "276144470faa6e76a96faaa7fa30af60ae4c15b650c53fc368d6fbfbf05272bc"
