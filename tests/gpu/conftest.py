@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-DEVICE = torch.device("cuda", 0)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
