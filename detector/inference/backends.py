@@ -17,6 +17,7 @@ from detector.errors import InputError
 from detector.files import write_atomically
 from detector.inference.find import PROJECT_ROOT, Loaded, LoadedDetector, LoadedExport, identity
 from detector.models.precision import multiply_float32_in
+from detector.runtime.device import find_device
 from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
 from detector.runtime.threads import cpu_name, usable_cpus
@@ -106,7 +107,7 @@ def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: in
 
     if backend.startswith("torch"):
         torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cpus()))
-        if device != "cpu":
+        if find_device(device).type == "cuda":
             multiply_float32_in("ieee")
         return TorchRuntime(loaded.network, bf16=backend == "torch-bf16", device=device)
     runtime = _open_graph(loaded.onnx, backend, batch=1, threads=threads, streams=streams)
