@@ -35,17 +35,10 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
     return (bottom_right - top_left).clamp(min=0).prod(-1)
 
 
-def pairwise_iou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Intersection over union (N, M) of every box of (N, 4) with every box of (M, 4); 0 where both are empty."""
-    intersection = _intersection(first_xyxy[:, None], second_xyxy[None])  # (N, M)
-    union = box_area(first_xyxy)[:, None] + box_area(second_xyxy)[None] - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
-
-
 def best_iou(objects_xyxy: Tensor, predicted_xyxy: Tensor) -> Tensor:
     """The largest IoU (B, m) of each predicted box (B, m, 4) with any object (B, n, 4) of its image; 0 without objects.
 
-    As `pairwise_iou`, but with each coordinate in memory of its own, which is several times faster.
+    With each coordinate in memory of its own, which is several times faster than boxes in rows.
     """
     if not objects_xyxy.shape[1]:
         return predicted_xyxy.new_zeros(predicted_xyxy.shape[:2])

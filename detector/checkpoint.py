@@ -11,11 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from detector.config import (
     PreprocessConfig,
@@ -25,6 +23,9 @@ from detector.config import (
 )
 from detector.errors import InputError
 from detector.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "detector-weights-1"
 METADATA_KEY = "detector"
@@ -69,6 +70,8 @@ def save_checkpoint(
     Raises:
         InputError: the disk is full or not writable; the old file is untouched.
     """
+    from safetensors.torch import save  # imports torch, which running an exported file does without
+
     record = {"format": FORMAT, "model": asdict(model), "preprocess": asdict(preprocess), "info": info}
     # One key only: safetensors writes several in a random order, and equal states must give equal files.
     metadata = {METADATA_KEY: json.dumps(record, sort_keys=True)}

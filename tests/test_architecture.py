@@ -37,9 +37,11 @@ IMPORT_ORDER = (
     "preprocess",
     "render",
     "boxes",
+    "overlaps",
     "structures",
     "cli",
     "files",
+    "extras",
     "errors",
 )
 THIRD_PARTY = {

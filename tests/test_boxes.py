@@ -7,7 +7,6 @@ from detector.boxes import (
     box_area,
     cxcywh_to_xyxy,
     elementwise_iou,
-    pairwise_iou,
     size_iou,
     xyxy_to_cxcywh,
 )
@@ -27,26 +26,6 @@ def test_conversion_by_hand_and_back() -> None:
 
 def test_area() -> None:
     assert box_area(torch.tensor([A, FAR])).tolist() == [8, 4]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected", "reason"),
-    [
-        (A, A, 1.0, "equal"),
-        (A, B, 2 / 14, "corner overlap"),
-        (A, FAR, 0.0, "apart"),
-        (A, [4.0, 0.0, 8.0, 2.0], 0.0, "touching"),
-        ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], 0.0, "both empty"),
-    ],
-)
-def test_pairwise_iou(first: list[float], second: list[float], expected: float, reason: str) -> None:
-    iou = pairwise_iou(torch.tensor([first]), torch.tensor([second]))
-    assert iou.shape == (1, 1)
-    assert iou.item() == pytest.approx(expected, abs=1e-6), reason
-
-
-def test_pairwise_iou_of_nothing() -> None:
-    assert pairwise_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)
 
 
 def test_size_iou() -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from detector.structures import Batch, Detections, Sample
+from detector.data.batch import Batch
+from detector.structures import Detections, Sample
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 NO_BOXES = np.zeros((0, 4), np.float32)

@@ -121,7 +121,8 @@ def measure_inference(options: argparse.Namespace) -> tuple[dict[str, Any], str]
 
 def find(options: argparse.Namespace) -> Loaded:
     """The detector to measure."""
-    from detector.inference.find import find_model, untrained_detector
+    from detector.inference.find import find_model
+    from detector.inference.weights import untrained_detector
 
     if options.fresh:
         return untrained_detector(load_config(options.model, options.overrides), Path(options.model))

@@ -17,7 +17,6 @@ from detector.errors import InputError
 
 def main(arguments: list[str]) -> int:
     from detector.data.download import ARCHIVES, fetch_dataset
-    from detector.zoo.fetch import fetch
     from detector.zoo.table import FOLDER, by_hand, list_text, zoo
 
     parser = Parser(description=__doc__)
@@ -32,6 +31,8 @@ def main(arguments: list[str]) -> int:
         print_json({"models": rows, "by_hand": by_hand()}) if options.json else print(list_text())
         return 0
     if options.name in zoo():
+        from detector.zoo.fetch import fetch  # reads the network that the cfg describes, with PyTorch
+
         root = options.out or FOLDER
         verdict = fetch(zoo()[options.name], root=root, host=options.host)
         if options.json:

@@ -87,10 +87,10 @@ def evaluate_detector(loaded: Loaded, options: argparse.Namespace) -> None:
         else:
             print(f"wrote {written}")
         return
-    write_plots(evaluation, dataset, out_dir)
+    plots = write_plots(evaluation, dataset, out_dir)
     problems = dict(Counter(problem.rule for problem in dataset.problems))
     print_metrics({**evaluation.compute(), "problems": problems}, options.json)
-    print_note(f"plots in {out_dir}: precision_recall.png, confusion.png, worst.jpg")
+    print_note(f"plots in {out_dir}: {', '.join(plots)}")
 
 
 def open_data(

@@ -27,12 +27,13 @@ from detector.errors import InputError
 from detector.export.gate import export
 from detector.export.gate_data import gather_gate_data, measure_ap50
 from detector.export.request import Request
-from detector.inference.backends import computes_in_bf16, open_runtime, possible_backends
-from detector.inference.find import Loaded, LoadedDetector, LoadedExport, load_export
+from detector.inference.backends import open_runtime, possible_backends
+from detector.inference.find import Loaded, LoadedExport, load_export
 from detector.inference.predictor import Predictor
+from detector.inference.weights import LoadedDetector
 from detector.runtime.device import find_device
 from detector.runtime.protocol import BACKENDS
-from detector.runtime.threads import cpu_name, usable_cpus
+from detector.runtime.threads import computes_in_bf16, cpu_name, usable_cpus
 from detector.structures import Image
 
 PRECISIONS = ("fp32", "bf16", "int8")

@@ -19,6 +19,7 @@ import torch
 from detector.analysis.complexity import measure_complexity, total_complexity
 from detector.analysis.peak import matrix_product_gflops
 from detector.config import DetectConfig
+from detector.data.batch import Batch
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.samples import TrainingSamples
@@ -27,7 +28,6 @@ from detector.inference.build import build_network
 from detector.loss import LossTerms
 from detector.models.precision import autocast, compute_dtype, to_network_input
 from detector.runtime.device import find_device
-from detector.structures import Batch
 from detector.train.detection import build_loss, loss_terms
 from detector.train.forensics import is_finite
 from detector.train.memory import keep_freed_memory

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from detector.structures import Batch, Sample
+from detector.data.batch import Batch
+from detector.structures import Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

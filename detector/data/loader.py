@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from detector.config import DetectConfig, TrainConfig
+from detector.data.batch import Batch
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.notes import ReadingNotes
 from detector.data.sampler import StepSampler
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
-from detector.structures import Batch
 
 _Batch = TypeVar("_Batch")
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detector.boxes import pairwise_iou
 from detector.data.dataset import DetectionDataset
+from detector.overlaps import pairwise_iou
 from detector.structures import Detections, Floats
 
 SHOWN_SCORE = 0.25
@@ -37,7 +36,7 @@ def match_detections(boxes_xyxy: Floats, detections: Detections, *, iou_threshol
         detections: m, best first.
         iou_threshold: pairs need at least this overlap.
     """
-    iou = pairwise_iou(torch.from_numpy(boxes_xyxy), torch.from_numpy(detections.boxes_xyxy)).numpy()  # (n, m)
+    iou = pairwise_iou(boxes_xyxy, detections.boxes_xyxy)  # (n, m)
     free, pairs = set(range(len(boxes_xyxy))), []
     for column in range(len(detections)):
         candidates = [row for row in free if iou[row, column] >= iou_threshold]

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from detector.boxes import pairwise_iou
+from detector.overlaps import pairwise_iou
 from detector.structures import Detections, Floats, Ints
 
 MIN_SCORE = 0.005
@@ -52,7 +51,7 @@ class DarknetEvaluator:
         detections = detections.above(MIN_SCORE)
         first = int(self._objects.sum())
         self._objects += np.bincount(labels, minlength=self.num_classes)
-        iou = pairwise_iou(torch.from_numpy(detections.boxes_xyxy), torch.from_numpy(boxes_xyxy)).numpy()  # (m, n)
+        iou = pairwise_iou(detections.boxes_xyxy, boxes_xyxy)  # (m, n)
         seen: set[int] = set()
         # Darknet does not go through them best first: if a weak box takes an object first, a better box that comes
         # later is not a true positive.

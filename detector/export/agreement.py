@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from detector.boxes import pairwise_iou
+from detector.overlaps import pairwise_iou
 from detector.postprocess import Decoder, Thresholds, postprocess
 from detector.runtime.protocol import Pixels, Runtime, relative_difference
 from detector.structures import Detections, Floats
@@ -187,7 +186,7 @@ class _Difference:
 
 
 def _compare_image(found: Detections, given: Detections, suppression: Thresholds, least: float) -> _Difference:
-    overlap = pairwise_iou(torch.from_numpy(found.boxes_xyxy), torch.from_numpy(given.boxes_xyxy)).numpy()
+    overlap = pairwise_iou(found.boxes_xyxy, given.boxes_xyxy)
     overlap = np.where(found.labels[:, None] == given.labels, overlap, 0.0)
     rows, columns = _match(overlap, least)
     passes = found.scores > suppression.score_threshold  # the network's boxes within the limits

@@ -20,7 +20,8 @@ from detector.darknet.weights import write_weights
 from detector.errors import InputError
 from detector.export.formats import write_darknet
 from detector.export.request import require_free
-from detector.inference.find import find_trainable, load_detector
+from detector.inference.find import find_trainable
+from detector.inference.weights import load_detector
 from detector.models.detector import Detector
 from detector.runtime.formats import FORMATS
 

@@ -13,7 +13,7 @@ from detector.darknet import DarknetNetwork
 from detector.darknet.export import export_detector
 from detector.errors import InputError
 from detector.export.gate_data import GateData, MeasureAP50
-from detector.inference.find import LoadedDetector
+from detector.inference.weights import LoadedDetector
 from detector.runtime.formats import format_of
 from detector.runtime.onnx_graph import set_record, to_half, to_onnx
 from detector.runtime.protocol import Pixels

@@ -23,8 +23,9 @@ from detector.export.layer_diff import first_difference, run_export_layers, run_
 from detector.export.request import Request, check_request
 from detector.files import write_atomically
 from detector.inference.backends import open_runtime
-from detector.inference.find import LoadedDetector, load_any
+from detector.inference.find import load_any
 from detector.inference.predictor import Predictor
+from detector.inference.weights import LoadedDetector
 from detector.runtime.protocol import Pixels, Runtime
 from detector.runtime.record import ExportRecord, record_path
 

@@ -16,8 +16,9 @@ from detector.data.open import open_dataset
 from detector.data.synthetic import ensure_synthetic_dataset
 from detector.errors import InputError
 from detector.evaluate.detection import detect_all, evaluation_thresholds, score
-from detector.inference.find import Loaded, LoadedDetector
+from detector.inference.find import Loaded
 from detector.inference.predictor import Predictor
+from detector.inference.weights import LoadedDetector
 from detector.postprocess import Thresholds
 from detector.preprocess import fit_image
 from detector.runtime.protocol import Pixels, Runtime

@@ -17,8 +17,9 @@ from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.evaluate.detection import evaluate, evaluation_thresholds
 from detector.export.request import require_free
-from detector.inference.find import find_trainable, load_detector
+from detector.inference.find import find_trainable
 from detector.inference.predictor import Predictor
+from detector.inference.weights import load_detector
 
 TOLERANCE = 0.001
 """Largest allowed change of AP and AP50; rounding swaps detections with nearly equal scores."""

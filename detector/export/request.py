@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detector.config import ModelConfig
 from detector.errors import InputError
-from detector.inference.find import LoadedDetector
+from detector.inference.weights import LoadedDetector
 from detector.postprocess import Thresholds
 from detector.runtime.device import find_device
 from detector.runtime.formats import FORMATS

@@ -9,18 +9,19 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 
 from detector.errors import InputError
 from detector.files import write_atomically
-from detector.inference.find import PROJECT_ROOT, Loaded, LoadedDetector, LoadedExport, identity
-from detector.models.precision import multiply_float32_in
-from detector.runtime.device import find_device
+from detector.inference.find import PROJECT_ROOT, Loaded, LoadedExport, identity
 from detector.runtime.formats import FORMATS, format_of
 from detector.runtime.protocol import BACKENDS, Runtime, relative_difference
-from detector.runtime.threads import cpu_name, usable_cpus
+from detector.runtime.threads import computes_in_bf16, cpu_name, usable_cpus
+
+if TYPE_CHECKING:
+    from detector.inference.weights import LoadedDetector
 
 WARM_UP_ROUNDS = 3
 MEASURED_ROUNDS = 15
@@ -69,15 +70,13 @@ def open_runtime(
             tolerance = MAP_TOLERANCE[backend] if loaded.record.precision == "fp32" else LOW_PRECISION_TOLERANCE
             _require_agreement(_open_file(loaded, possible[0], threads, 1), runtime, loaded, tolerance)
         return runtime
-    assert isinstance(loaded, LoadedDetector)
-    return _open_weights(loaded, backend, device, threads, streams)
+    return _open_weights(cast("LoadedDetector", loaded), backend, device, threads, streams)
 
 
 def possible_backends(loaded: Loaded) -> tuple[str, ...]:
     """Names of the backends that can run this, the default first."""
-    if isinstance(loaded, LoadedDetector):
+    if not isinstance(loaded, LoadedExport):
         return BACKENDS
-    assert isinstance(loaded, LoadedExport)
     names = FORMATS[format_of(loaded.path) or ""].backends
     if names[0] == "openvino" and loaded.record.precision == "int8" and computes_in_bf16():
         return ("openvino-bf16", "openvino")  # layers that are not in INT8 are quicker in bfloat16
@@ -103,6 +102,10 @@ def _open_graph(model: Path | bytes, backend: str, *, batch: int | None, threads
 
 
 def _open_weights(loaded: LoadedDetector, backend: str, device: str, threads: int | None, streams: int) -> Runtime:
+    import torch
+
+    from detector.models.precision import multiply_float32_in
+    from detector.runtime.device import find_device
     from detector.runtime.torch_backend import TorchRuntime
 
     if backend.startswith("torch"):
@@ -170,11 +173,6 @@ def measure_backends(
             if turn >= WARM_UP_ROUNDS:
                 seconds[name].append(time.perf_counter() - started)
     return {name: 1000 * median(times) for name, times in seconds.items()}
-
-
-def computes_in_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _cache_key(loaded: Loaded, possible: Sequence[str], threads: int | None) -> str:

@@ -7,21 +7,24 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from detector.config import PreprocessConfig
 from detector.errors import InputError
 from detector.inference.backends import open_runtime
-from detector.inference.build import DetectorModel, build_decoder
-from detector.inference.find import Loaded, load_any, load_detector
+from detector.inference.find import Loaded, load_any
 from detector.postprocess import Decoder, Places, Thresholds, best_class_only, objectness_limit, postprocess
 from detector.preprocess import ImageFit, fit_image
 from detector.runtime.protocol import Pixels, Runtime, ends_in_boxes
 from detector.runtime.record import ExportRecord
 from detector.structures import Detections, Floats, Image
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from detector.inference.build import DetectorModel
 
 
 class Predictor:
@@ -59,7 +62,7 @@ class Predictor:
         device: str = "cpu",
     ) -> None:
         thresholds = Thresholds(score_threshold, nms_threshold, max_detections, multi_label)
-        loaded = load_any(model) if weights is None else load_detector(model, weights)
+        loaded = load_any(model, weights)
         self._set_up(
             open_runtime(loaded, backend, device=device),
             loaded.decoder,
@@ -128,6 +131,7 @@ class Predictor:
         thresholds: Thresholds = Thresholds(),
     ) -> Predictor:
         """A predictor for a network in memory, which is copied and not changed."""
+        from detector.inference.build import build_decoder
         from detector.runtime.torch_backend import TorchRuntime
 
         self = cls.__new__(cls)
@@ -175,11 +179,12 @@ class Predictor:
 
     def _run(self, pixels: Pixels) -> Sequence[Floats] | Places:
         """What `decode` takes: raw maps, of which a GPU returns only the places that matter."""
-        from detector.runtime.torch_backend import TorchRuntime
+        if self.runtime.name.startswith("torch"):
+            from detector.runtime.torch_backend import TorchRuntime
 
-        if isinstance(self.runtime, TorchRuntime) and self.runtime.device.type == "cuda":
-            lowest = objectness_limit(self.decoder, self.thresholds.score_threshold)
-            return self.runtime.run_above(pixels, [len(anchors) for anchors in self.decoder.anchors_wh], lowest)
+            if isinstance(self.runtime, TorchRuntime) and self.runtime.device.type == "cuda":
+                lowest = objectness_limit(self.decoder, self.thresholds.score_threshold)
+                return self.runtime.run_above(pixels, [len(anchors) for anchors in self.decoder.anchors_wh], lowest)
         return self.runtime.run(pixels)
 
     def _enter_fork(self) -> None:

@@ -14,8 +14,8 @@ from detector.data.open import open_dataset
 from detector.errors import InputError
 from detector.evaluate.classification import evaluate_checkpoint
 from detector.evaluate.detection import evaluate, evaluation_thresholds
-from detector.inference.find import load_detector, untrained_detector
 from detector.inference.predictor import Predictor
+from detector.inference.weights import load_detector, untrained_detector
 from detector.paper.tables import PaperRow, Reproduction, load_table
 
 FASTEST = ("openvino", "openvino-bf16")

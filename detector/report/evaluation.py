@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from detector.evaluate.coco import CocoEvaluator
 from detector.evaluate.confusion import SHOWN_SCORE, Mistakes, count_mistakes
 from detector.evaluate.detection import Evaluation
 from detector.render import draw, tile
-from detector.report.plots import plot_confusion, plot_precision_recall
 from detector.structures import Detections, Image, Sample
 
 NUM_WORST = 20
@@ -22,21 +22,30 @@ BACKGROUND = "background"
 CONFUSION_TITLE = f"Confusion, score above {SHOWN_SCORE}, IoU 0.5"
 
 
-def write_plots(evaluation: Evaluation, dataset: DetectionDataset, out_dir: Path) -> None:
-    """Writes precision_recall.png, confusion.png and worst.jpg into `out_dir`.
+def write_plots(evaluation: Evaluation, dataset: DetectionDataset, out_dir: Path) -> list[str]:
+    """Writes worst.jpg into `out_dir` and, where matplotlib is installed, precision_recall.png and confusion.png.
 
     worst.jpg shows the 20 images with the most mistakes at score 0.25: labels on the left, detections on the right.
+
+    Returns:
+        The names of the files.
 
     Raises:
         InputError: an image can no longer be read.
     """
     mistakes = count_mistakes(dataset, evaluation.results)
     out_dir.mkdir(parents=True, exist_ok=True)
+    images = [image for image, _ in worst_images(evaluation, mistakes, dataset, NUM_WORST)]
+    write_image(out_dir / "worst.jpg", tile(images, columns=4, cell_hw=(240, 640)))
+    if find_spec("matplotlib") is None:
+        return ["worst.jpg"]
+
+    from detector.report.plots import plot_confusion, plot_precision_recall
+
     plot_precision_recall(out_dir / "precision_recall.png", *evaluation.coco.precision_recall(), dataset.class_names)
     names = [*dataset.class_names, BACKGROUND]
     plot_confusion(out_dir / "confusion.png", mistakes.confusion, names, title=CONFUSION_TITLE)
-    images = [image for image, _ in worst_images(evaluation, mistakes, dataset, NUM_WORST)]
-    write_image(out_dir / "worst.jpg", tile(images, columns=4, cell_hw=(240, 640)))
+    return ["precision_recall.png", "confusion.png", "worst.jpg"]
 
 
 def worst_images(

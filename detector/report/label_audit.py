@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from detector.boxes import pairwise_iou
 from detector.data.dataset import DetectionDataset
 from detector.errors import InputError
 from detector.evaluate.confusion import SHOWN_SCORE, match_detections
 from detector.inference.predictor import Predictor
+from detector.overlaps import pairwise_iou
 from detector.render import draw
 from detector.structures import Detections, Floats, Image, Sample
 
@@ -159,7 +158,7 @@ def _look_at(index: int, sample: Sample, found: Detections) -> _Labelled:
 
 def _overlaps(labels_xyxy: Floats, found_xyxy: Floats) -> np.ndarray:
     """IoU of labels and detections (n, m)."""
-    return np.asarray(pairwise_iou(torch.from_numpy(labels_xyxy), torch.from_numpy(found_xyxy)).numpy())
+    return pairwise_iou(labels_xyxy, found_xyxy)
 
 
 def _best_score(which: np.ndarray, found: Detections) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from detector.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def find_device(name: str) -> torch.device:
@@ -15,6 +17,8 @@ def find_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such name, or no such GPU here.
     """
+    import torch
+
     if name == "cpu":
         return torch.device("cpu")
     if not re.fullmatch(r"cuda(:\d+)?", name):

@@ -11,12 +11,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
@@ -221,12 +219,3 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
     half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
     return half
-
-
-def record_text(path: Path) -> str:
-    """The record in a file's metadata; empty = none. Raises: InputError: it is not an ONNX file."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as error:
-        raise InputError(f"{path}: is not an ONNX file, or is damaged") from error
-    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")

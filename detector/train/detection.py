@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import DetectConfig
+from detector.data.batch import Batch
 from detector.data.dataset import DetectionDataset, describe, nothing_to_learn
 from detector.data.loader import training_batches
 from detector.data.open import open_dataset
@@ -22,7 +23,7 @@ from detector.inference.predictor import Predictor
 from detector.loss import LossTerms, YoloLoss
 from detector.render import draw
 from detector.report.detection import write_run_report
-from detector.structures import Batch, Detections, Image
+from detector.structures import Detections, Image
 from detector.train.distributed import Ranks
 from detector.train.forensics import save_batch
 from detector.train.state import RunState

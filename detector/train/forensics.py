@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from detector.config import RunConfig
+from detector.data.batch import Batch
 from detector.data.coco_file import coco_annotation, coco_categories
 from detector.data.images import write_image
 from detector.errors import InputError
 from detector.models.precision import autocast, compute_dtype, to_network_input
-from detector.structures import Batch
 from detector.train.distributed import Ranks
 from detector.train.state import RunState
 from detector.train.task import AnyBatch

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config import ClassifyConfig, DetectConfig, RunConfig
+from detector.data.batch import Batch
 from detector.data.collate import collate
 from detector.data.dataset import DetectionDataset
 from detector.data.image_folder import ClassBatch, ClassSamples, collate_classes, open_image_folder
@@ -15,7 +16,7 @@ from detector.data.images import write_image
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.render import draw, tile
-from detector.structures import Batch, Detections
+from detector.structures import Detections
 
 
 def rebuild_batch(config: DetectConfig, dataset: DetectionDataset, step: int) -> Batch:

@@ -16,7 +16,7 @@ import cv2
 import pytest
 
 from detector.benchmark.inference import inference_text
-from detector.inference.backends import computes_in_bf16
+from detector.runtime.threads import computes_in_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,8 +22,8 @@ from detector.darknet.export import CfgWriter, _backbone, _finish, export_detect
 from detector.darknet.recipe import experiment_tree
 from detector.errors import InputError
 from detector.export.convert import from_darknet, partial, to_darknet
-from detector.inference.find import load_detector
 from detector.inference.predictor import Predictor
+from detector.inference.weights import load_detector
 from detector.models.build import build_classifier, build_detector
 from detector.train.finetune import load_initial_weights
 from detector.train.loop import train

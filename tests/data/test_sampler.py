@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from detector.config import AugmentConfig, DetectConfig, MultiScaleConfig, ProgressiveConfig
+from detector.data.batch import Batch
 from detector.data.loader import training_batches
 from detector.data.sampler import StepSampler, image_index, network_size
 from detector.data.samples import TrainingSamples
 from detector.data.synthetic import CLASS_NAMES
-from detector.structures import Batch
 from detector.train.detection import open_split
 
 

@@ -17,8 +17,9 @@ from detector.errors import InputError
 from detector.export.gate import export
 from detector.export.gate_data import gather_gate_data
 from detector.export.request import Request
-from detector.inference.find import LoadedDetector, load_detector, load_export
+from detector.inference.find import load_export
 from detector.inference.predictor import Predictor
+from detector.inference.weights import LoadedDetector, load_detector
 from detector.postprocess import Thresholds
 from detector.runtime.formats import FORMATS
 from detector.runtime.torch_backend import TorchRuntime
@@ -287,9 +288,14 @@ def test_the_tools_take_an_exported_file(
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "x", values[:1], values[1:])), tmp_path / "a.onnx")
+    graph = onnx.helper.make_graph([node], "x", values[:1], values[1:])
+    for name, opset in (("a.onnx", 17), ("new.onnx", 99)):
+        ids = [onnx.helper.make_opsetid("", opset)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=ids, ir_version=8), tmp_path / name)
     with pytest.raises(InputError, match=r"a\.onnx: holds no record of tools/export\.py"):
         Predictor(tmp_path / "a.onnx")
+    with pytest.raises(InputError, match=r"new\.onnx: ONNX Runtime cannot open it .*Opset 99"):
+        Predictor(tmp_path / "new.onnx")
     for name in ("b.onnx", "b.xml"):
         (tmp_path / name).write_bytes(b"\x00 no model")
         with pytest.raises(InputError, match=rf"{name}"):

@@ -12,8 +12,8 @@ import pytest
 from detector.errors import InputError
 from detector.inference import backends
 from detector.inference.backends import fastest_backend, measure_backends, open_runtime
-from detector.inference.find import LoadedDetector, load_detector
 from detector.inference.predictor import Predictor
+from detector.inference.weights import LoadedDetector, load_detector
 from detector.runtime.protocol import BACKENDS
 from detector.structures import Image
 

@@ -11,7 +11,7 @@ import openvino
 import openvino.opset13 as opset
 import pytest
 
-from detector.inference.find import load_detector
+from detector.inference.weights import load_detector
 from detector.runtime import openvino_backend
 from detector.runtime.onnx_graph import to_onnx
 from detector.runtime.openvino_backend import BLOCKED_KERNELS, INT8_KERNELS, OpenVinoRuntime, prefer_kernels, read_model

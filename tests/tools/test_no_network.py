@@ -44,7 +44,8 @@ from detector.export.gate import export
 from detector.export.gate_data import gather_gate_data
 from detector.export.request import Request
 from detector.inference.backends import possible_backends
-from detector.inference.find import load_any, load_detector
+from detector.inference.find import load_any
+from detector.inference.weights import load_detector
 from detector.inference.predictor import Predictor
 
 loaded, out = load_detector(sys.argv[1]), Path(sys.argv[2])

@@ -104,7 +104,7 @@ def test_an_exported_file_costs_what_its_weights_cost(call: Call, trained_run: P
     from detector.export.gate import export
     from detector.export.gate_data import gather_gate_data
     from detector.export.request import Request
-    from detector.inference.find import load_detector
+    from detector.inference.weights import load_detector
     from detector.runtime.formats import FORMATS
 
     loaded = load_detector(trained_run / "best.safetensors")

@@ -17,7 +17,8 @@ from detector.config import ClassifyConfig, load_config, load_run_config
 from detector.errors import InputError
 from detector.evaluate.classification import evaluate_checkpoint
 from detector.inference.build import build_network
-from detector.inference.find import find_classifier, load_detector
+from detector.inference.find import find_classifier
+from detector.inference.weights import load_detector
 from detector.train.classification import smooth
 from detector.train.finetune import load_initial_weights
 from detector.train.loop import train

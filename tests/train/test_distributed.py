@@ -22,8 +22,8 @@ from detector.config import DetectConfig, to_yaml
 from detector.data.loader import training_batches
 from detector.errors import InputError
 from detector.evaluate.detection import evaluate, evaluation_thresholds
-from detector.inference.find import load_detector
 from detector.inference.predictor import Predictor
+from detector.inference.weights import load_detector
 from detector.train.detection import open_split
 from detector.train.distributed import Ranks, SynchronizedBatchNorm, synchronize_batchnorm
 from detector.train.loop import train

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from detector.config import DetectConfig
+from detector.data.batch import Batch
 from detector.data.dataset import DetectionDataset
 from detector.data.loader import explain_lost_workers, training_batches
 from detector.data.samples import TrainingSamples
 from detector.errors import InputError
 from detector.models.layers import ConvBN
-from detector.structures import Batch
 from detector.train.detection import open_split
 from detector.train.distributed import Ranks
 from detector.train.forensics import (

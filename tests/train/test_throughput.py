@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detector.structures import Batch
+from detector.data.batch import Batch
 from detector.train.throughput import Throughput
 
 
