@@ -90,14 +90,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, damaged, or not written by this program.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
+    metadata, tensors = read_tensors(path)
     record = _parse_record(metadata.get(METADATA_KEY), path)
     return Checkpoint(
         model=parse_model_config(record["model"], str(path)),
@@ -105,6 +98,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         info=record["info"],
         tensors=tensors,
     )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of any safetensors file. Raises: InputError: it is missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is not a safetensors file, or is damaged: {error}") from error
 
 
 def _parse_record(text: str | None, path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Examples:
     python tools/convert.py to-darknet weights/mine/best.safetensors mine.cfg
     python tools/convert.py from-darknet yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.safetensors
+    python tools/convert.py from-published cspdarknet53 model.safetensors cspdarknet53.safetensors
     python tools/convert.py release weights/mine mine.safetensors
     python tools/convert.py partial yolov4-tiny.cfg yolov4-tiny.weights yolov4-tiny.conv.29 --layers 29
 """
@@ -27,11 +28,14 @@ def main(arguments: list[str]) -> int:
         command.add_argument("weights")
     from_parser.add_argument("--names", help="file of class names (default: a *.names beside the cfg)")
     partial_parser.add_argument("--layers", type=int, required=True, help="number of sections after [net]")
+    published_parser = commands.add_parser("from-published", help="timm's or Holocron's CSPDarknet53 -> our weights")
+    published_parser.add_argument("name", help="cspdarknet53 or cspdarknet53_mish")
+    published_parser.add_argument("file", type=Path, help="model.safetensors, or a state dict as PyTorch saves it")
     release_parser = commands.add_parser(
         "release", help="a run's weights in half precision, evaluated before they are kept"
     )
     release_parser.add_argument("run", help="run folder, config or weights")
-    for command in (to_parser, from_parser, partial_parser, release_parser):
+    for command in (to_parser, from_parser, partial_parser, published_parser, release_parser):
         command.add_argument("out", type=Path, help="the file to write; it must not exist")
         command.add_argument("--json", action="store_true", help="what was written, as JSON on stdout")
     options = parser.parse_args(arguments)
@@ -42,6 +46,10 @@ def main(arguments: list[str]) -> int:
         report = to_darknet(options.weights, options.out)
     elif options.command == "from-darknet":
         report = from_darknet(options.cfg, options.weights, options.out, names=options.names)
+    elif options.command == "from-published":
+        from detector.export.published import from_published
+
+        report = from_published(options.name, options.file, options.out)
     elif options.command == "release":
         from detector.export.release import release
 

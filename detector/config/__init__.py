@@ -30,6 +30,7 @@ from detector.config.load import (
 from detector.config.shared import (
     BackboneConfig,
     CosinePolicy,
+    CSPDarknet53Config,
     CSPPeleeNetConfig,
     PeleeNetConfig,
     PolyPolicy,
@@ -42,6 +43,7 @@ from detector.config.shared import (
 __all__ = [
     "AugmentConfig",
     "BackboneConfig",
+    "CSPDarknet53Config",
     "CSPPeleeNetConfig",
     "ClassifierConfig",
     "ClassifyConfig",

@@ -17,7 +17,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 AtLeastOne = Annotated[float, Field(ge=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NetworkSize = Annotated[int, Field(ge=32, multiple_of=32)]
-Activation = Literal["leaky", "relu", "relu6", "mish", "swish", "logistic", "linear"]
+Activation = Literal["leaky", "leaky_001", "relu", "relu6", "mish", "swish", "logistic", "linear"]
 
 
 class Section:
@@ -71,6 +71,14 @@ class PeleeNetConfig(Section):
 
 
 @dataclass(frozen=True)
+class CSPDarknet53Config(Section):
+    """CSPDarknet53. Attributes: standardize: normalise images as ImageNet's, which timm's published weights need."""
+
+    name: Literal["cspdarknet53"]
+    standardize: bool = False
+
+
+@dataclass(frozen=True)
 class TimmBackboneConfig(Section):
     """A network of the timm library.
 
@@ -93,6 +101,7 @@ class PlainBackboneConfig(Section):
 BackboneConfig = Annotated[
     Annotated[CSPPeleeNetConfig, Tag("kind:csppeleenet")]
     | Annotated[PeleeNetConfig, Tag("kind:peleenet")]
+    | Annotated[CSPDarknet53Config, Tag("kind:cspdarknet53")]
     | Annotated[TimmBackboneConfig, Tag("kind:timm")]
     | Annotated[PlainBackboneConfig, Tag("kind:plain")],
     Discriminator(
@@ -102,6 +111,7 @@ BackboneConfig = Annotated[
                 "peleenet": "kind:peleenet",
                 "sparsepeleenet": "kind:peleenet",
                 "peleenext": "kind:peleenet",
+                "cspdarknet53": "kind:cspdarknet53",
                 "timm/": "kind:timm",
             }
         )

@@ -37,8 +37,20 @@ _ACTIVATION_NAMES: dict[type[nn.Module], str] = {
     nn.Identity: "linear",
 }
 
+DARKNET_SLOPE = 0.1
+
 EXPORTABLE_BACKBONES = (CSPPeleeNet, CSPDarknet53, Darknet53, CSPResNet, CSPReference)
 """The backbones that can be written as a cfg."""
+
+
+def _activation_name(activation: nn.Module) -> str:
+    """What Darknet calls it. Raises: InputError: it has no such activation."""
+    if isinstance(activation, nn.LeakyReLU) and activation.negative_slope != DARKNET_SLOPE:
+        raise InputError(
+            f"to-darknet: its leaky has a slope of {DARKNET_SLOPE}, this network's {activation.negative_slope} "
+            "(model.activation)"
+        )
+    return _ACTIVATION_NAMES[type(activation)]
 
 
 @dataclass
@@ -96,10 +108,10 @@ class CfgWriter:
             return self.section("shortcut", {"from": layer, "activation": "linear"})
         if isinstance(module, BottleneckBlock):
             self.module(module.body, layer)
-            return self.section("shortcut", {"from": layer, "activation": _ACTIVATION_NAMES[type(module.activation)]})
+            return self.section("shortcut", {"from": layer, "activation": _activation_name(module.activation)})
         self.route_to(layer)
         if isinstance(module, ConvBN):
-            return self.conv(module.conv, module.norm, _ACTIVATION_NAMES[type(module.activation)])
+            return self.conv(module.conv, module.norm, _activation_name(module.activation))
         if isinstance(module, nn.MaxPool2d):
             return self.section("maxpool", {"size": module.kernel_size, "stride": module.stride})
         if isinstance(module, Maxout):
@@ -123,7 +135,7 @@ class CfgWriter:
         return self.module(module.fusion, self.concatenate([block, bypass]))
 
     def _stem(self, stem: Stem) -> int:
-        entry = self.conv(stem.entry.conv, stem.entry.norm, _ACTIVATION_NAMES[type(stem.entry.activation)])
+        entry = self.conv(stem.entry.conv, stem.entry.norm, _activation_name(stem.entry.activation))
         pooled = self.module(stem.pooled, entry)
         convolved = self.module(stem.convolved, entry)
         return self.concatenate([convolved, pooled])
@@ -189,6 +201,8 @@ def _backbone(writer: CfgWriter, backbone: nn.Module) -> list[int]:
             layer = writer.module(transition, fused)
             maps.append(fused)
         return [*maps[:3], layer]
+    if isinstance(backbone, CSPDarknet53) and backbone.standardize:
+        raise InputError("to-darknet: it cannot normalise images by a mean (model.backbone.standardize)")
     if isinstance(backbone, EXPORTABLE_BACKBONES):
         layer, maps = writer.module(backbone.stem, -1), []
         for stage in backbone.stages:
@@ -220,7 +234,7 @@ def _neck(writer: CfgWriter, neck: nn.Module, maps: list[int]) -> tuple[int, ...
 
 def _partial_residual(writer: CfgWriter, neck: PartialResidualNeck, maps: list[int]) -> tuple[int, ...]:
     """Writes the neck; returns the layers of the fused maps. Follows `PartialResidualNeck.forward` line by line."""
-    activation = _ACTIVATION_NAMES[type(neck.activation)]
+    activation = _activation_name(neck.activation)
 
     def add(layer: int, other: int) -> int:
         writer.route_to(layer)

@@ -23,6 +23,7 @@ from detector.errors import InputError
 from detector.models.layers import ACTIVATIONS, ConvBN, Maxout
 
 _LOG = logging.getLogger(__name__)
+KNOWN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "leaky_001")
 
 _KNOWN_KEYS = {
     "convolutional": "batch_normalize filters size stride stride_x stride_y pad padding dilation groups activation",
@@ -128,8 +129,8 @@ class GraphBuilder:
 
     def _activation(self, section: Section, default: str) -> str:
         name = section.text("activation", default)
-        if name not in ACTIVATIONS:
-            raise section.error("activation", f"expected one of {', '.join(ACTIVATIONS)}")
+        if name not in KNOWN_ACTIVATIONS:
+            raise section.error("activation", f"expected one of {', '.join(KNOWN_ACTIVATIONS)}")
         return name
 
     def _strides(self, section: Section) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from detector.config import (
     BackboneConfig,
     ClassifierConfig,
     ContextConfig,
+    CSPDarknet53Config,
     CSPPeleeNetConfig,
     ExactFusionConfig,
     ModelConfig,
@@ -54,6 +55,11 @@ def _csppeleenet(config: BackboneConfig, activation: str) -> Backbone:
     )
 
 
+def _cspdarknet53(config: BackboneConfig, activation: str) -> Backbone:
+    assert isinstance(config, CSPDarknet53Config)
+    return CSPDarknet53(activation=activation, standardize=config.standardize)
+
+
 def _peleenet(variant: str) -> Callable[[BackboneConfig, str], Backbone]:
     def build(config: BackboneConfig, activation: str) -> Backbone:
         assert isinstance(config, PeleeNetConfig)
@@ -84,7 +90,7 @@ BACKBONES: dict[str, Callable[[BackboneConfig, str], Backbone]] = {
     "darknet_tiny": _plain(partial(DarknetReference, variant="tiny")),
     "darknet_tiny_prn": _plain(partial(DarknetReference, variant="tiny_prn")),
     "darknet53": _plain(Darknet53),
-    "cspdarknet53": _plain(CSPDarknet53),
+    "cspdarknet53": _cspdarknet53,
     "resnet10": _plain(ResNet10),
     "cspresnet10": _plain(CSPResNet10),
     "resnet50": _plain(resnet50),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from detector.models.csp import partial_stage
@@ -10,6 +11,8 @@ from detector.models.layers import ConvBN, run_stages
 
 STAGE_CHANNELS = (64, 128, 256, 512, 1024)
 STAGE_BLOCKS = (1, 2, 8, 8, 4)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ResidualBlock(nn.Module):
@@ -58,13 +61,24 @@ class CSPDarknet53(Backbone):
 
     In the first stage both paths keep all 64 channels and the blocks narrow to 32, as in the cfg; later stages
     halve the channels.
+
+    Args:
+        activation: of all convolutions.
+        standardize: subtract ImageNet's mean and divide by its standard deviation, as published weights need it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     strides: tuple[int, ...] = (4, 8, 16, 32)
     out_channels: tuple[int, ...] = STAGE_CHANNELS[1:]
 
-    def __init__(self, *, activation: str = "leaky") -> None:
+    def __init__(self, *, activation: str = "leaky", standardize: bool = False) -> None:
         super().__init__()
+        self.standardize = standardize
+        if standardize:
+            self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.stem = ConvBN(3, 32, 3, activation=activation)
         self.stages = nn.ModuleList()
         previous = 32
@@ -83,4 +97,6 @@ class CSPDarknet53(Backbone):
             previous = channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if self.standardize:
+            images = (images - self.mean) / self.std
         return run_stages(self.stages, self.stem(images))[1:]

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "leaky_001": lambda: nn.LeakyReLU(0.01, inplace=True),  # PyTorch's slope, in published weights
     "relu": lambda: nn.ReLU(inplace=True),
     "relu6": lambda: nn.ReLU6(inplace=True),
     "mish": lambda: nn.Mish(inplace=True),

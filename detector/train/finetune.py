@@ -2,53 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
 from detector.checkpoint import load_checkpoint
+from detector.config import StoredModel
 from detector.darknet import DarknetNetwork
 from detector.errors import InputError
+
+SHOWN = 6
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the tensors or layers that were loaded, and of those that keep their initial values."""
+    """What a file gave.
+
+    Attributes:
+        loaded: names of the tensors or layers that were loaded.
+        fresh: names of those that keep their initial values.
+        reasons: why, for the summary.
+        left: names of the file's tensors that this network does not have.
+        warning: what makes the loaded ones of doubtful use; empty = nothing.
+    """
 
     loaded: list[str]
     fresh: list[str]
+    reasons: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    warning: str = ""
 
     def summary(self) -> str:
         """A one-line summary."""
-        left = f"; not loaded: {', '.join(self.fresh[:6])}{' ...' if len(self.fresh) > 6 else ''}" if self.fresh else ""
-        return f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)} loaded{left}"
+        groups: dict[str, list[str]] = {}
+        for name in self.fresh:
+            groups.setdefault(self.reasons.get(name, "not in the file"), []).append(name)
+        parts = [f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)} loaded"]
+        parts += [f"{reason}: {_shorten(names)}" for reason, names in groups.items()]
+        if self.left:
+            parts.append(f"left in the file: {_shorten(self.left)}")
+        if self.warning:
+            parts.append(f"warning: {self.warning}")
+        return "; ".join(parts)
 
 
-def load_initial_weights(network: nn.Module, path: str | Path) -> LoadReport:
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def load_initial_weights(network: nn.Module, path: str | Path, model: StoredModel | None = None) -> LoadReport:
     """Loads weights for fine-tuning into a network; the schedule starts at step 0 (Darknet's `-clear`).
 
     Args:
         network: from `build_network`.
         path: .safetensors: tensors with the same name and shape are loaded. .weights, for networks from a cfg: the
             whole file, or one with only the first layers (from `darknet partial` or `tools/convert.py partial`).
+        model: the config section of the network, to warn of weights that were trained with another activation.
 
     Raises:
         InputError: nothing fits, or the file is damaged.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _load_matching(network, path)
+        return _load_matching(network, path, model)
     if not isinstance(network, DarknetNetwork):
         raise InputError(f"{path}: needs a model from a Darknet cfg; convert it first (tools/convert.py)")
     loaded, fresh = network.load_first_layers(path)
     return LoadReport(loaded, fresh)
 
 
-def _load_matching(network: nn.Module, path: Path) -> LoadReport:
-    offered, wanted = load_checkpoint(path).weights(), network.state_dict()
+def _load_matching(network: nn.Module, path: Path, model: StoredModel | None) -> LoadReport:
+    checkpoint = load_checkpoint(path)
+    offered, wanted = checkpoint.weights(), network.state_dict()
     matching = {name: value for name, value in offered.items() if name in wanted and wanted[name].shape == value.shape}
     if not matching:
         raise InputError(f"{path}: none of its tensors fits this network; use weights of a similar network")
     network.load_state_dict(matching, strict=False)
-    return LoadReport(sorted(matching), sorted(wanted.keys() - matching.keys()))
+    fresh = sorted(wanted.keys() - matching.keys())
+    reasons = {
+        name: f"other shapes (such as {tuple(offered[name].shape)} for {tuple(wanted[name].shape)})"
+        for name in fresh
+        if name in offered
+    }
+    reasons = dict.fromkeys(reasons, next(iter(reasons.values()), ""))
+    theirs, ours = getattr(checkpoint.model, "activation", None), getattr(model, "activation", None)
+    differs = theirs is not None and ours is not None and theirs != ours
+    warning = f"they were trained with model.activation={theirs}, here it is {ours}" if differs else ""
+    return LoadReport(sorted(matching), fresh, reasons, sorted(offered.keys() - wanted.keys()), warning)

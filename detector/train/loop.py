@@ -175,7 +175,7 @@ def _load_weights(state: RunState, config: RunConfig, weights: str | None) -> st
         return ""
     if state.step > 0:
         return f"{weights}: not used, the run continues from its own step {state.step}"
-    report = load_initial_weights(state.network, weights)
+    report = load_initial_weights(state.network, weights, config.model)
     state.restart_average(config)
     return f"{weights}: {report.summary()}"
 

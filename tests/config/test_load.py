@@ -155,4 +155,4 @@ def test_the_recipes_of_the_paper_are_unchanged() -> None:
     }
     assert len(values) == 74
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    assert digest == "276144470faa6e76a96faaa7fa30af60ae4c15b650c53fc368d6fbfbf05272bc"
+    assert digest == "707454ba9b4818a585cf82edeee0c8fe0484a85172e2ad459b40a027cdd31f20"

@@ -249,7 +249,7 @@ def test_fine_tuning_reports_what_was_filled(trained_run: Path, tmp_path: Path) 
     assert report["convolutions"] == 1
     other = load_darknet(tmp_path / "x.cfg")
     filled = load_initial_weights(other, tmp_path / "first.1")
-    assert filled.summary() == "1 of 2 loaded; not loaded: layer 1 [convolutional]"
+    assert filled.summary() == "1 of 2 loaded; not in the file: layer 1 [convolutional]"
     assert torch.equal(other.convolutions()[0][1].conv.weight, network.convolutions()[0][1].conv.weight)
     (tmp_path / "odd").write_bytes((tmp_path / "all.weights").read_bytes()[:-4])
     with pytest.raises(InputError, match="does not end where a layer of this cfg ends"):

@@ -185,7 +185,7 @@ def test_one_image_is_learnt_by_heart_without_augmentation(tiny: Make, tiny_data
     config = tiny(
         [
             *(f"data.root={tmp_path / 'one.json'}", "data.train=all", "data.val=all", "data.synthetic=null"),
-            *("train.max_steps=150", "train.batch_size=4", "train.subdivisions=1", "evaluate.every=0"),
+            *("train.max_steps=300", "train.batch_size=4", "train.subdivisions=1", "evaluate.every=0"),
             *("train.precision=fp32", "train.num_workers=0", *(f"augment.{one}" for one in still)),
         ]
     )
