@@ -2,6 +2,7 @@
 
 Example:
     python tools/train.py --data my_images --minutes 30                   # any labelled images; --plan only shows
+    python tools/train.py yolov4-tiny --data my_images --weights yolov4-tiny       # a public model, for your classes
     python tools/train.py configs/quickstart.yaml train.max_steps=100 run_dir=/tmp/run
     python tools/train.py configs/csppelee_efm.yaml --resume
     python tools/train.py configs/csppelee_efm_bccd.yaml --replay 120     # the batch of step 120 as an image
@@ -54,8 +55,10 @@ def config_for_data(options: argparse.Namespace) -> RunConfig:
     if options.config is not None and "=" in options.config:  # no config was named
         overrides.insert(0, options.config)
         options.config = None
-    path = Path(options.config or PROJECT_ROOT / "configs/detector.yaml")
-    tree = apply_overrides(read_tree(path), overrides)
+    default = PROJECT_ROOT / "configs/detector.yaml"
+    path = Path(cfg_of(options.config)) if options.config else default
+    tree = darknet_tree(path, read_tree(default)) if path.suffix == ".cfg" else read_tree(path)
+    tree = apply_overrides(tree, overrides)
     note = share_processors()
     from detector.train.plan import make_plan, run_folder
 
@@ -67,6 +70,16 @@ def config_for_data(options: argparse.Namespace) -> RunConfig:
         if line:
             print_note(line)
     return plan.config
+
+
+def darknet_tree(cfg: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of configs/detector.yaml for the network of a cfg. Raises: InputError."""
+    from detector.darknet import load_darknet
+    from detector.darknet.recipe import experiment_tree
+
+    tree = experiment_tree(load_darknet(cfg), ("object",))
+    model = {"darknet_cfg": tree["model"]["darknet_cfg"], "class_names": "auto"}
+    return {**recipe, "model": model, "preprocess": tree["preprocess"]}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -135,6 +135,28 @@ class PreprocessConfig(Section):
 
 
 @dataclass(frozen=True)
+class SGDConfig(Section):
+    """Stochastic gradient descent with momentum, as Darknet's."""
+
+    name: Literal["sgd"] = "sgd"
+
+
+@dataclass(frozen=True)
+class MuonConfig(Section):
+    """Muon for the kernels of convolutions, SGD for the rest (`detector/train/muon.py`).
+
+    Attributes:
+        rate: the kernels' learning rate where the schedule is highest; `train.learning_rate` is that of the rest.
+    """
+
+    name: Literal["muon"]
+    rate: Positive = 0.05
+
+
+OptimizerConfig = Annotated[SGDConfig | MuonConfig, Field(discriminator="name")]
+
+
+@dataclass(frozen=True)
 class StepsPolicy(Section):
     """The rate is multiplied by `scales[i]` from step `steps[i]` on; without steps it is constant."""
 
@@ -176,7 +198,8 @@ class TrainConfig(Section):
         learning_rate: rate after burn-in.
         burn_in: steps in which the rate grows as (step / burn_in)^4.
         policy: how the rate changes after burn-in: steps, cosine or poly.
-        momentum: momentum of SGD.
+        optimizer: sgd | muon, and its options.
+        momentum: of the optimiser.
         nesterov: Nesterov momentum.
         weight_decay: applies to convolution weights only.
         ema_decay: decay of the averaged weights that are evaluated and released; 0 = no averaging.
@@ -198,6 +221,7 @@ class TrainConfig(Section):
     policy: Annotated[StepsPolicy | CosinePolicy | PolyPolicy, Field(discriminator="name")] = field(
         default_factory=StepsPolicy
     )
+    optimizer: OptimizerConfig = SGDConfig()
     momentum: BelowOne = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 5e-4

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from detector.checkpoint import load_checkpoint
 from detector.config import StoredModel
-from detector.darknet import DarknetNetwork
+from detector.darknet import DarknetNetwork, load_darknet
 from detector.errors import InputError
 
 SHOWN = 6
@@ -57,7 +58,8 @@ def load_initial_weights(network: nn.Module, path: str | Path, model: StoredMode
     Args:
         network: from `build_network`.
         path: .safetensors: tensors with the same name and shape are loaded. .weights, for networks from a cfg: the
-            whole file, or one with only the first layers (from `darknet partial` or `tools/convert.py partial`).
+            same with its own cfg beside it; else the whole file, or one with only the first layers (from `darknet
+            partial` or `tools/convert.py partial`).
         model: the config section of the network, to warn of weights that were trained with another activation.
 
     Raises:
@@ -68,13 +70,24 @@ def load_initial_weights(network: nn.Module, path: str | Path, model: StoredMode
         return _load_matching(network, path, model)
     if not isinstance(network, DarknetNetwork):
         raise InputError(f"{path}: needs a model from a Darknet cfg; convert it first (tools/convert.py)")
+    cfg = path.with_suffix(".cfg")
+    if cfg.is_file():
+        return _match(network, load_darknet(cfg, path).state_dict(), path)
     loaded, fresh = network.load_first_layers(path)
     return LoadReport(loaded, fresh)
 
 
 def _load_matching(network: nn.Module, path: Path, model: StoredModel | None) -> LoadReport:
     checkpoint = load_checkpoint(path)
-    offered, wanted = checkpoint.weights(), network.state_dict()
+    theirs, ours = getattr(checkpoint.model, "activation", None), getattr(model, "activation", None)
+    differs = theirs is not None and ours is not None and theirs != ours
+    warning = f"they were trained with model.activation={theirs}, here it is {ours}" if differs else ""
+    return replace(_match(network, checkpoint.weights(), path), warning=warning)
+
+
+def _match(network: nn.Module, offered: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Loads the tensors that have a name and a shape of the network's."""
+    wanted = network.state_dict()
     matching = {name: value for name, value in offered.items() if name in wanted and wanted[name].shape == value.shape}
     if not matching:
         raise InputError(f"{path}: none of its tensors fits this network; use weights of a similar network")
@@ -86,7 +99,4 @@ def _load_matching(network: nn.Module, path: Path, model: StoredModel | None) ->
         if name in offered
     }
     reasons = dict.fromkeys(reasons, next(iter(reasons.values()), ""))
-    theirs, ours = getattr(checkpoint.model, "activation", None), getattr(model, "activation", None)
-    differs = theirs is not None and ours is not None and theirs != ours
-    warning = f"they were trained with model.activation={theirs}, here it is {ours}" if differs else ""
-    return LoadReport(sorted(matching), fresh, reasons, sorted(offered.keys() - wanted.keys()), warning)
+    return LoadReport(sorted(matching), fresh, reasons, sorted(offered.keys() - wanted.keys()))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from detector.config import CosinePolicy, PolyPolicy, TrainConfig
+from detector.config import CosinePolicy, MuonConfig, PolyPolicy, TrainConfig
+from detector.train.muon import Muon, is_matrix
 
 GROWTH_STEPS = 2000
 """Steps with finite gradients after which `LossScale` tries a larger scale."""
@@ -74,8 +75,16 @@ class LossScale:
             self.value, self.good_steps = self.value * 2, 0
 
 
-def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD; weight decay applies to convolution weights, not to biases or normalisation (as in Darknet)."""
+def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.SGD | Muon:
+    """SGD; weight decay applies to convolution weights, not to biases or normalisation (as in Darknet). Or Muon, which
+    has no decay: the size of a kernel before a normalisation does not matter, and its rate does not depend on it.
+    """
+    if isinstance(config.optimizer, MuonConfig):
+        parameters = list(network.parameters())
+        matrices = [each for each in parameters if is_matrix(each)]
+        others = [each for each in parameters if not is_matrix(each)]
+        own = {"params": matrices, "rate": config.optimizer.rate}
+        return Muon([own, {"params": others}], lr=config.learning_rate, momentum=config.momentum)
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]

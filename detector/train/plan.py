@@ -17,6 +17,7 @@ from torch import Tensor
 from detector.anchors import best_possible_recall, fit_anchors
 from detector.config import DetectConfig, ModelConfig, build_config
 from detector.config.load import apply_overrides, leaves_to_data
+from detector.darknet.adapt import for_classes
 from detector.data.dataset import DetectionDataset, nothing_to_learn, summarize
 from detector.data.loader import training_batches
 from detector.data.open import find_layout, open_dataset
@@ -87,6 +88,8 @@ def make_plan(
     tree = {**_fill(tree, decided), "run_dir": str(run_folder(tree, data))}
     tree["data"] = {**tree["data"], **decided["data"]}
     tree["model"] = {**tree["model"], "class_names": list(names)}
+    if "darknet_cfg" in tree["model"]:
+        tree["model"]["darknet_cfg"] = for_classes(tree["model"]["darknet_cfg"], len(names), str(path))
     if minutes is not None or "train.max_steps" in open_keys:
         if any(override.startswith("train.max_steps=") for override in overrides):
             raise InputError("--minutes and train.max_steps both say how long to train; give one of them")
@@ -209,10 +212,12 @@ def _choose_shapes(
     dataset: DetectionDataset, stated: DetectConfig, open_keys: Sequence[str]
 ) -> tuple[tuple[int, int], list[list[int]], list[str]]:
     """The network's size and the anchors, those stated unless they are open, and what to tell the user."""
-    assert isinstance(stated.model, ModelConfig)
     size_hw, reason = stated.preprocess.size_hw, "as the config states"
     if "preprocess.size_hw" in open_keys:
         size_hw, reason = _choose_size(dataset)
+    sized = f"size {size_hw[1]}x{size_hw[0]}: {reason}"
+    if not isinstance(stated.model, ModelConfig):
+        return size_hw, [], [sized, "anchors as the cfg states"]
     sizes = _object_sizes(dataset, size_hw)
     anchors, source = torch.tensor(stated.model.anchors, dtype=torch.float32), "as the config states"
     if "model.anchors" in open_keys:
@@ -222,7 +227,7 @@ def _choose_shapes(
         size_hw,
         rounded,
         [
-            f"size {size_hw[1]}x{size_hw[0]}: {reason}",
+            sized,
             f"anchors {source}, best possible recall {recall:.3f} at IoU 0.5: {rounded}",
         ],
     )

@@ -18,6 +18,7 @@ from detector.models.precision import compute_dtype
 from detector.models.timm_backbone import TimmBackbone
 from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage
+from detector.train.muon import Muon
 from detector.train.optim import LossScale, build_optimizer
 
 _FREE_TO_CHANGE = ("run_dir", "evaluate", "data.cache_mb", "train.num_workers", "train.log_every", "train.save_every")
@@ -41,7 +42,7 @@ class RunState:
     """
 
     network: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.SGD | Muon
     ema: ExponentialMovingAverage | None
     step: int = 0
     best: float = -1.0

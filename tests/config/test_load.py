@@ -155,4 +155,4 @@ def test_the_recipes_of_the_paper_are_unchanged() -> None:
     }
     assert len(values) == 74
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    assert digest == "707454ba9b4818a585cf82edeee0c8fe0484a85172e2ad459b40a027cdd31f20"
+    assert digest == "e5a22ffc21f2e533efd76a6b1bb095bbb1880174091173447506627620802bf2"

@@ -53,9 +53,9 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(module, "learning_rate_at", rate)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resuming_is_bit_for_bit(tiny: Make, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    options = [*SHORT, f"train.precision={precision}"]
+@pytest.mark.parametrize("option", ["train.precision=fp32", "train.precision=bf16", "train.optimizer.name=muon"])
+def test_resuming_is_bit_for_bit(tiny: Make, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    options = [*SHORT, option]
     straight = tiny(options, run="run")
     metrics = train(straight)
     assert straight.run_dir is not None

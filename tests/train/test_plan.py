@@ -14,7 +14,10 @@ import pytest
 
 from detector.config import ProgressiveConfig, load_config, load_run_config
 from detector.config.load import leaves_to_data, read_tree
+from detector.darknet import load_darknet
+from detector.darknet.adapt import for_classes
 from detector.errors import InputError
+from detector.inference.weights import load_detector
 from detector.train import plan as plan_module
 from detector.train.loop import InterruptedRunError
 from detector.train.plan import _measure as measure
@@ -199,3 +202,51 @@ def test_an_interrupted_run_says_how_to_go_on(
     before = (tmp_path / "weights/pets.v1i.coco/config.yaml").read_bytes()
     assert tool(["--data", str(data), "--resume"]) == 0, "the run's own config is found"
     assert (tmp_path / "weights/pets.v1i.coco/config.yaml").read_bytes() == before
+
+
+CFG = """[net]
+width=64
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=32
+pad=1
+activation=leaky
+[convolutional]
+filters=255
+size=1
+stride=1
+pad=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=8,8, 16,16, 32,32
+classes=80
+num=3
+"""
+
+
+def test_a_darknet_model_is_trained_for_the_classes_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, cfg = labelme(tmp_path / "pets", 12, size_wh=(64, 64)), tmp_path / "public.cfg"
+    cfg.write_text(CFG)
+    load_darknet(cfg).save_weights(tmp_path / "public.weights")
+    tool = runpy.run_path(str(ROOT / "tools/train.py"))["main"]
+    short = ["train.max_steps=2", "train.num_workers=0", "train.precision=fp32"]
+    assert tool([str(cfg), "--data", str(data), "--weights", str(cfg.with_suffix(".weights")), *short]) == 0
+    said = capsys.readouterr().err
+    assert "anchors as the cfg states" in said
+    assert "6 of 8 loaded; other shapes (such as (255,) for (21,)): layers.1.conv.bias, layers.1.conv.weight" in said
+    trained = load_detector(tmp_path / "weights/pets/best.safetensors")
+    assert trained.class_names == ("cat", "dog")
+    assert cfg.read_text() == CFG, "the user's file stays"
+
+
+def test_a_cfg_that_is_no_detector_is_refused() -> None:
+    with pytest.raises(InputError, match=r"x\.cfg: has no \[yolo\] section"):
+        for_classes(CFG.partition("[yolo]")[0], 2, "x.cfg")
