@@ -1,9 +1,9 @@
-"""Frame in, boxes out: runs a predictor on a source and passes the results to sinks."""
+"""Frame in, boxes out: runs a predictor on a source and passes the results to sinks, side by side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,13 @@ from detector.files import is_image_name
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
+from detector.video.belt import Consumer, Feeder
 from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
 from detector.video.source import Frame, Source
 
+STAGES = ("read", "detect", "draw", "write")
+FILE_QUEUE = 4
+"""Frames of a file that wait between two threads."""
 Sink = VideoSink | FolderSink | ImageSink | WindowSink
 
 
@@ -31,7 +35,8 @@ class VideoReport:
         frames: number of frames shown or saved.
         dropped: number of frames that a live source dropped because the detector was busy.
         detections: number in all frames.
-        latency_ms: time from capture to boxes, for each frame.
+        latency_ms: time from capture to boxes, for each frame; of a file, whose frames wait, without the waiting.
+        stages: milliseconds of each frame: read; detect; draw and write. These three run side by side.
         seconds: duration of the whole run.
     """
 
@@ -39,6 +44,7 @@ class VideoReport:
     dropped: int = 0
     detections: int = 0
     latency_ms: list[float] = field(default_factory=list)
+    stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
     seconds: float = 0.0
 
     def summary(self) -> str:
@@ -48,7 +54,8 @@ class VideoReport:
         middle, late = np.percentile(self.latency_ms, [50, 95])
         return (
             f"{self.frames} frames, {self.detections} detections, {self.frames / self.seconds:.1f} frames/s, "
-            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped"
+            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped; ms per frame: "
+            + ", ".join(f"{name} {np.median(times):.1f}" for name, times in self.stages.items() if times)
         )
 
 
@@ -79,49 +86,90 @@ def run_video(
 ) -> VideoReport:
     """Runs until the source ends or the user closes the window; source and sinks are always closed.
 
+    Reading, detecting, and drawing with writing are three threads. Of a file they use every frame; of a live source
+    each takes the newest one. A window is drawn by the thread that calls this, as window systems demand.
+
     Raises:
         InputError: a frame cannot be read or written.
     """
-    report, started, last_index = VideoReport(), time.perf_counter(), -1
+    report, started = VideoReport(), time.perf_counter()
+    windows = [sink for sink in sinks if isinstance(sink, WindowSink)]
+    output = _Output([sink for sink in sinks if not isinstance(sink, WindowSink)], predictor, report, on_frame)
     with ExitStack() as stack:
         for item in (*sinks, source):
             stack.callback(item.close)
-        for frame in source:
+        frames: Iterable[Frame] = _timed(source, report)
+        if not source.live:  # a live source has a thread already
+            feeder = Feeder(frames, ahead=FILE_QUEUE)
+            stack.callback(feeder.close)
+            frames = feeder.belt
+        consumer = Consumer(output.use, waiting=1 if source.live else FILE_QUEUE, newest=source.live)
+        stack.callback(consumer.close)
+        for frame in frames:
+            begun = time.perf_counter()
             detections = predictor.predict(frame.image)
-            report.latency_ms.append((time.perf_counter() - frame.captured) * 1000)
+            ended = time.perf_counter()
+            report.stages["detect"].append((ended - begun) * 1000)
+            report.latency_ms.append((ended - (frame.captured if source.live else begun)) * 1000)
             report.frames += 1
             report.detections += len(detections)
-            if on_frame is not None:
-                on_frame(frame, detections)
-            if sinks:
-                _show(frame, detections, predictor, sinks, report, frame.index - last_index)
-            last_index = frame.index
-            if any(isinstance(sink, WindowSink) and sink.quit for sink in sinks):
+            if not consumer.belt.put((frame, detections)) or _shown(windows, frame, detections, predictor, report):
                 break
-        report.dropped = source.dropped
+        consumer.finish()
+        report.dropped = source.dropped + consumer.belt.dropped
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _show(
-    frame: Frame,
-    detections: Detections,
-    predictor: Predictor,
-    sinks: Sequence[Sink],
-    report: VideoReport,
-    num_copies: int,
-) -> None:
-    """Draws once and passes the image to all sinks; a video gets it `num_copies` times, for dropped frames."""
-    annotated = draw(frame.image, detections, predictor.class_names)
-    for sink in sinks:
-        if isinstance(sink, WindowSink):
-            rate = 1000 / float(np.mean(report.latency_ms[-30:]))
-            sink.write(_with_rate(annotated, rate), frame.name)
-        elif isinstance(sink, VideoSink):
-            for _ in range(num_copies):  # a recording keeps the camera's frame rate
+def _timed(source: Source, report: VideoReport) -> Iterator[Frame]:
+    """The frames of a source; how long each took to read is noted."""
+    begun = time.perf_counter()
+    for frame in source:
+        report.stages["read"].append((time.perf_counter() - begun) * 1000)
+        yield frame
+        begun = time.perf_counter()
+
+
+class _Output:
+    """Draws and writes frames, in their order."""
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        predictor: Predictor,
+        report: VideoReport,
+        on_frame: Callable[[Frame, Detections], None] | None,
+    ) -> None:
+        self._sinks, self._predictor, self._report, self._on_frame = sinks, predictor, report, on_frame
+        self._last_index = -1
+
+    def use(self, item: tuple[Frame, Detections]) -> None:
+        """Draws once and passes the image to all sinks. Raises: InputError: it cannot be written."""
+        frame, detections = item
+        if self._on_frame is not None:
+            self._on_frame(frame, detections)
+        if not self._sinks:
+            return
+        begun = time.perf_counter()
+        annotated = draw(frame.image, detections, self._predictor.class_names)
+        drawn = time.perf_counter()
+        for sink in self._sinks:
+            copies = frame.index - self._last_index if isinstance(sink, VideoSink) else 1
+            for _ in range(copies):  # a recording keeps the camera's frame rate, also where frames were dropped
                 sink.write(annotated, frame.name)
-        else:
-            sink.write(annotated, frame.name)
+        self._last_index = frame.index
+        self._report.stages["draw"].append((drawn - begun) * 1000)
+        self._report.stages["write"].append((time.perf_counter() - drawn) * 1000)
+
+
+def _shown(
+    windows: Sequence[WindowSink], frame: Frame, detections: Detections, predictor: Predictor, report: VideoReport
+) -> bool:
+    """Shows a frame in the windows; whether the user has closed one."""
+    for window in windows:
+        rate = 1000 / float(np.mean(report.latency_ms[-30:]))
+        window.write(_with_rate(draw(frame.image, detections, predictor.class_names), rate), frame.name)
+    return any(window.quit for window in windows)
 
 
 def _with_rate(image: Image, frames_per_second: float) -> Image:
