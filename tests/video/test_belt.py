@@ -49,10 +49,10 @@ def test_an_error_of_the_source_arrives_after_its_items() -> None:
         yield 1
         raise OSError("unplugged")
 
-    feeder, seen = Feeder(broken(), ahead=4), []
+    feeder = Feeder(broken(), ahead=4)
+    seen: list[int] = []
     with pytest.raises(OSError, match="unplugged"):
-        for number in feeder.belt:
-            seen.append(number)
+        seen.extend(number for number in feeder.belt)
     assert seen == [1]
 
 
@@ -62,8 +62,7 @@ def test_an_error_of_the_output_stops_the_others() -> None:
 
     consumer = Consumer(full, waiting=1)
     with pytest.raises(OSError, match="disk full"):
-        for number in range(100):
-            consumer.belt.put(number)
+        all(consumer.belt.put(number) for number in range(100))
     with pytest.raises(OSError, match="disk full"):
         consumer.finish()
 
