@@ -78,7 +78,7 @@ def _record_text(path: Path) -> str:
         from detector.runtime import onnxruntime_backend
 
         return onnxruntime_backend.record_text(path)
-    require("openvino", f"{path}: to be opened, it", extra="openvino")
+    require("openvino", f"{path}: this format")
     from detector.runtime import openvino_backend
 
     return openvino_backend.record_text(openvino_backend.read_model(path))
@@ -100,7 +100,7 @@ def load_any(model: str | Path, weights: str | Path | None = None) -> Loaded:
 
 def _load_weights(model: str | Path, weights: str | Path | None = None, names: str | None = None) -> LoadedDetector:
     """`load_detector`, which needs PyTorch. Raises: InputError."""
-    require("torch", f"{model}: weights (an exported file does not)", extra="train")
+    require("torch", f"{model}: running weights, unlike an exported file,")
     from detector.inference.weights import load_detector
 
     return load_detector(model, weights, names=names)
