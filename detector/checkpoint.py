@@ -22,6 +22,7 @@ from detector.config import (
     parse_preprocess_config,
 )
 from detector.errors import InputError
+from detector.extras import require
 from detector.files import write_atomically
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of any safetensors file. Raises: InputError: it is missing or damaged."""
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
+    require("torch", f"{path}: opening weights, unlike an exported file,")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -124,7 +126,7 @@ def _parse_record(text: str | None, path: Path) -> dict[str, Any]:
 def kind_of_weights(path: Path) -> str | None:
     """Classifier or detector, from a weights file's header alone; None for a damaged or foreign one."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             record = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
     except (SafetensorError, OSError, ValueError):
         return None

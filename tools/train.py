@@ -51,6 +51,8 @@ def config_for_data(options: argparse.Namespace) -> RunConfig:
 
     if options.minutes is not None and not 0 < options.minutes < 10**5:
         raise InputError(f"--minutes: expected a number above 0, got {options.minutes:g}")
+    if options.names is not None:
+        raise InputError("--names: with --data the names are those of the data; model.class_names=[...] replaces them")
     overrides = list(options.overrides)
     if options.config is not None and "=" in options.config:  # no config was named
         overrides.insert(0, options.config)

@@ -145,6 +145,8 @@ class SGDConfig(Section):
 class MuonConfig(Section):
     """Muon for the kernels of convolutions, SGD for the rest (`detector/train/muon.py`).
 
+    `train.nesterov` and `train.weight_decay` are SGD's alone: Muon is always in Nesterov's form, without decay.
+
     Attributes:
         rate: the kernels' learning rate where the schedule is highest; `train.learning_rate` is that of the rest.
     """
@@ -200,8 +202,8 @@ class TrainConfig(Section):
         policy: how the rate changes after burn-in: steps, cosine or poly.
         optimizer: sgd | muon, and its options.
         momentum: of the optimiser.
-        nesterov: Nesterov momentum.
-        weight_decay: applies to convolution weights only.
+        nesterov: Nesterov momentum, of SGD.
+        weight_decay: of SGD; applies to convolution weights only.
         ema_decay: decay of the averaged weights that are evaluated and released; 0 = no averaging.
         precision: fp32 | tf32 (GPUs) | fp16 (GPUs) | bf16 | auto (bf16 where the processor or GPU computes it natively,
             else fp16 on a GPU and fp32 on a CPU).

@@ -25,8 +25,9 @@ def for_classes(cfg_text: str, num_classes: int, where: str) -> str:
             options["classes"] = num_classes
             name, before = changed[-1]
             if name != "convolutional":
-                raise section.error("mask", "expected a [convolutional] section before it")
-            before["filters"] = len(section.integers("mask")) * (5 + num_classes)
+                raise InputError(f"{section.where}, line {section.line}: [yolo] has no [convolutional] before it")
+            anchors = len(section.integers("mask")) or section.integer("num", 1)
+            before["filters"] = anchors * (5 + num_classes)
         changed.append((section.name, options))
     if not any(name == "yolo" for name, _ in changed):
         raise InputError(f"{where}: has no [yolo] section; it is a classifier, not a detector")

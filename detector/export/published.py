@@ -23,8 +23,9 @@ from detector.models.build import build_classifier
 from detector.models.cspdarknet import STAGE_BLOCKS
 
 ACTIVATIONS = {"cspdarknet53": "leaky_001", "cspdarknet53_mish": "mish"}
-"""By the name of the published network; the tensors do not tell."""
+"""By the name of the published network; timm's tensors do not tell."""
 TRAINED_AT = {"timm": 256, "holocron": 224}
+_NORMALISATION = {"backbone.mean", "backbone.std"}
 _PARTS = ("weight", "bias", "running_mean", "running_var")
 Names = Callable[[int, str], tuple[str, str]]
 """A stage and a layer in it (down, split, block J first, block J second, last, transition) -> its two modules."""
@@ -46,6 +47,8 @@ def from_published(name: str, file: Path, out: Path) -> dict[str, Any]:
         raise InputError(f"NAME {name}: expected one of {', '.join(ACTIVATIONS)}")
     published = _read(file)
     origin = "timm" if "stem.conv1.conv.weight" in published else "holocron"
+    if origin == "holocron" and (_second(published) == 4) != name.endswith("_mish"):
+        raise InputError(f"{file}: is Holocron's other network; NAME is one of {', '.join(ACTIVATIONS)}")
     names = _timm if origin == "timm" else partial(_holocron, second=_second(published))
     try:
         tensors = _translate(published, names, output="head.fc" if origin == "timm" else "classifier")
@@ -56,8 +59,9 @@ def from_published(name: str, file: Path, out: Path) -> dict[str, Any]:
             activation=ACTIVATIONS[name],  # type: ignore[arg-type]
         )
         classifier = build_classifier(model)
-        classifier.load_state_dict({**classifier.state_dict(), **tensors})
-    except (KeyError, RuntimeError) as error:
+        own = {name: value for name, value in classifier.state_dict().items() if name in _NORMALISATION}
+        classifier.load_state_dict({**own, **tensors})
+    except (KeyError, RuntimeError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: is not a CSPDarknet53 of timm or Holocron: {reason}") from error
     side = TRAINED_AT[origin]

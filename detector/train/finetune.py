@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.checkpoint import load_checkpoint
 from detector.config import StoredModel
 from detector.darknet import DarknetNetwork, load_darknet
+from detector.darknet.cfg import parse_cfg
 from detector.errors import InputError
 
 SHOWN = 6
@@ -58,8 +59,8 @@ def load_initial_weights(network: nn.Module, path: str | Path, model: StoredMode
     Args:
         network: from `build_network`.
         path: .safetensors: tensors with the same name and shape are loaded. .weights, for networks from a cfg: the
-            same with its own cfg beside it; else the whole file, or one with only the first layers (from `darknet
-            partial` or `tools/convert.py partial`).
+            same, if its own cfg is beside it and has the same layers; else the whole file, or one with only the
+            first layers (from `darknet partial` or `tools/convert.py partial`).
         model: the config section of the network, to warn of weights that were trained with another activation.
 
     Raises:
@@ -71,10 +72,16 @@ def load_initial_weights(network: nn.Module, path: str | Path, model: StoredMode
     if not isinstance(network, DarknetNetwork):
         raise InputError(f"{path}: needs a model from a Darknet cfg; convert it first (tools/convert.py)")
     cfg = path.with_suffix(".cfg")
-    if cfg.is_file():
+    if cfg.is_file() and _layers(load_darknet(cfg)) == _layers(network):
         return _match(network, load_darknet(cfg, path).state_dict(), path)
     loaded, fresh = network.load_first_layers(path)
     return LoadReport(loaded, fresh)
+
+
+def _layers(network: DarknetNetwork) -> list[tuple[str, str]]:
+    """Kind and activation of each layer: networks that are alike in them differ in widths only."""
+    sections = parse_cfg(network.cfg_text, "the cfg")[1:]
+    return [(section.name, section.text("activation", "")) for section in sections]
 
 
 def _load_matching(network: nn.Module, path: Path, model: StoredModel | None) -> LoadReport:
@@ -93,10 +100,7 @@ def _match(network: nn.Module, offered: Mapping[str, Tensor], path: Path) -> Loa
         raise InputError(f"{path}: none of its tensors fits this network; use weights of a similar network")
     network.load_state_dict(matching, strict=False)
     fresh = sorted(wanted.keys() - matching.keys())
-    reasons = {
-        name: f"other shapes (such as {tuple(offered[name].shape)} for {tuple(wanted[name].shape)})"
-        for name in fresh
-        if name in offered
-    }
-    reasons = dict.fromkeys(reasons, next(iter(reasons.values()), ""))
+    changed = [name for name in fresh if name in offered]
+    example = changed and f"such as {tuple(offered[changed[0]].shape)} for {tuple(wanted[changed[0]].shape)}"
+    reasons = dict.fromkeys(changed, f"other shapes ({example})")
     return LoadReport(sorted(matching), fresh, reasons, sorted(offered.keys() - wanted.keys()))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration: singular values reach 0.7 to 1.2 in five steps, as in the reference."""
@@ -18,9 +18,15 @@ STEPS = 5
 LEAST_SIDE = 16
 
 
-def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon updates it: kernels of at least 16 rows and columns. Others (depthwise, biases) are SGD's."""
-    return parameter.ndim > 1 and min(len(parameter), parameter[0].numel()) >= LEAST_SIDE
+def matrices(network: nn.Module) -> list[Tensor]:
+    """What Muon updates: kernels that are one matrix of at least 16 rows and columns; grouped ones are not."""
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    ]
+    weights = [layer.weight for layer in layers]
+    return [each for each in weights if min(len(each), each[0].numel()) >= LEAST_SIDE]
 
 
 class Muon(torch.optim.Optimizer):
@@ -34,7 +40,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
         self.peak = lr
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "rate": None})
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "rate": None})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -44,10 +50,11 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
-                buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
-                buffer.mul_(group["momentum"]).add_(gradient)
-                update = gradient.add_(buffer, alpha=group["momentum"])
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+                update = parameter.grad.add(buffer, alpha=group["momentum"])
                 if group["rate"] is None:
                     parameter.add_(update, alpha=-group["lr"])
                 else:

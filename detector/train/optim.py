@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detector.config import CosinePolicy, MuonConfig, PolyPolicy, TrainConfig
-from detector.train.muon import Muon, is_matrix
+from detector.train.muon import Muon, matrices
 
 GROWTH_STEPS = 2000
 """Steps with finite gradients after which `LossScale` tries a larger scale."""
@@ -76,14 +76,14 @@ class LossScale:
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.SGD | Muon:
-    """SGD; weight decay applies to convolution weights, not to biases or normalisation (as in Darknet). Or Muon, which
-    has no decay: the size of a kernel before a normalisation does not matter, and its rate does not depend on it.
+    """SGD; weight decay applies to convolution weights, not to biases or normalisation (as in Darknet). Or Muon,
+    without decay and always in Nesterov's form, as the default recipe was measured.
     """
     if isinstance(config.optimizer, MuonConfig):
-        parameters = list(network.parameters())
-        matrices = [each for each in parameters if is_matrix(each)]
-        others = [each for each in parameters if not is_matrix(each)]
-        own = {"params": matrices, "rate": config.optimizer.rate}
+        kernels = matrices(network)
+        own = {"params": kernels, "rate": config.optimizer.rate}
+        taken = {id(each) for each in kernels}
+        others = [each for each in network.parameters() if id(each) not in taken]
         return Muon([own, {"params": others}], lr=config.learning_rate, momentum=config.momentum)
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     free = [parameter for parameter in network.parameters() if parameter.ndim <= 1]

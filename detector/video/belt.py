@@ -87,10 +87,11 @@ class Feeder(Generic[Item]):
         else:
             self.belt.end()
 
-    def close(self) -> None:
-        """Stops reading."""
+    def close(self) -> bool:
+        """Stops reading; whether the thread has ended, so that what it reads may be closed."""
         self.belt.stop()
         self._thread.join(PATIENCE_SECONDS)
+        return not self._thread.is_alive()
 
 
 class Consumer(Generic[Item]):
@@ -118,7 +119,8 @@ class Consumer(Generic[Item]):
         if self._failure is not None:
             raise self._failure
 
-    def close(self) -> None:
-        """Uses no further item."""
-        self.belt.stop()
+    def close(self) -> bool:
+        """Uses the items that wait, if that is quick; whether the thread has ended, so that its files may be closed."""
+        self.belt.end()
         self._thread.join(PATIENCE_SECONDS)
+        return not self._thread.is_alive()

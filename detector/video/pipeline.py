@@ -32,8 +32,9 @@ class VideoReport:
     """What a run measured.
 
     Attributes:
-        frames: number of frames shown or saved.
+        frames: number of frames that the detector saw.
         dropped: number of frames that a live source dropped because the detector was busy.
+        unsaved: of a live source, frames that were not saved because writing was busy; the one before stands for them.
         detections: number in all frames.
         latency_ms: time from capture to boxes, for each frame; of a file, whose frames wait, without the waiting.
         stages: milliseconds of each frame: read; detect; draw and write. These three run side by side.
@@ -42,6 +43,7 @@ class VideoReport:
 
     frames: int = 0
     dropped: int = 0
+    unsaved: int = 0
     detections: int = 0
     latency_ms: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
@@ -54,7 +56,9 @@ class VideoReport:
         middle, late = np.percentile(self.latency_ms, [50, 95])
         return (
             f"{self.frames} frames, {self.detections} detections, {self.frames / self.seconds:.1f} frames/s, "
-            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped; ms per frame: "
+            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped"
+            + (f", {self.unsaved} not saved" if self.unsaved else "")
+            + "; ms per frame: "
             + ", ".join(f"{name} {np.median(times):.1f}" for name, times in self.stages.items() if times)
         )
 
@@ -94,17 +98,15 @@ def run_video(
     """
     report, started = VideoReport(), time.perf_counter()
     windows = [sink for sink in sinks if isinstance(sink, WindowSink)]
-    output = _Output([sink for sink in sinks if not isinstance(sink, WindowSink)], predictor, report, on_frame)
+    files = [sink for sink in sinks if not isinstance(sink, WindowSink)]
     with ExitStack() as stack:
-        for item in (*sinks, source):
-            stack.callback(item.close)
-        frames: Iterable[Frame] = _timed(source, report)
-        if not source.live:  # a live source has a thread already
-            feeder = Feeder(frames, ahead=FILE_QUEUE)
-            stack.callback(feeder.close)
-            frames = feeder.belt
+        for window in windows:
+            stack.callback(window.close)
+        frames, close_source = _read_ahead(source, report)
+        stack.callback(close_source)
+        output = _Output(files, predictor, report)
         consumer = Consumer(output.use, waiting=1 if source.live else FILE_QUEUE, newest=source.live)
-        stack.callback(consumer.close)
+        stack.callback(lambda: consumer.close() and [sink.close() for sink in files])
         for frame in frames:
             begun = time.perf_counter()
             detections = predictor.predict(frame.image)
@@ -113,12 +115,30 @@ def run_video(
             report.latency_ms.append((ended - (frame.captured if source.live else begun)) * 1000)
             report.frames += 1
             report.detections += len(detections)
-            if not consumer.belt.put((frame, detections)) or _shown(windows, frame, detections, predictor, report):
+            if on_frame is not None:
+                on_frame(frame, detections)
+            if files:
+                consumer.belt.put((frame, detections))
+            if _shown(windows, frame, detections, predictor, report):
                 break
         consumer.finish()
-        report.dropped = source.dropped + consumer.belt.dropped
+        report.dropped, report.unsaved = source.dropped, consumer.belt.dropped
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _read_ahead(source: Source, report: VideoReport) -> tuple[Iterable[Frame], Callable[[], None]]:
+    """A source's frames, read by a thread, and what closes it when that thread has left it."""
+    frames = _timed(source, report)
+    if source.live:  # it has a thread already
+        return frames, source.close
+    feeder = Feeder(frames, ahead=FILE_QUEUE)
+
+    def close() -> None:
+        if feeder.close():
+            source.close()
+
+    return feeder.belt, close
 
 
 def _timed(source: Source, report: VideoReport) -> Iterator[Frame]:
@@ -138,18 +158,13 @@ class _Output:
         sinks: Sequence[Sink],
         predictor: Predictor,
         report: VideoReport,
-        on_frame: Callable[[Frame, Detections], None] | None,
     ) -> None:
-        self._sinks, self._predictor, self._report, self._on_frame = sinks, predictor, report, on_frame
+        self._sinks, self._predictor, self._report = sinks, predictor, report
         self._last_index = -1
 
     def use(self, item: tuple[Frame, Detections]) -> None:
         """Draws once and passes the image to all sinks. Raises: InputError: it cannot be written."""
         frame, detections = item
-        if self._on_frame is not None:
-            self._on_frame(frame, detections)
-        if not self._sinks:
-            return
         begun = time.perf_counter()
         annotated = draw(frame.image, detections, self._predictor.class_names)
         drawn = time.perf_counter()

@@ -103,6 +103,10 @@ def test_the_outputs_are_those_of_the_published_network(
         file = tmp_path / "pytorch_model.bin"
         state = to_holocron(published.state_dict())
         torch.save({with_drop_block(key): state[key] for key in state} if name.endswith("mish") else state, file)
+    if source == "holocron":
+        other = "cspdarknet53" if name.endswith("mish") else "cspdarknet53_mish"
+        with pytest.raises(InputError, match="is Holocron's other network"):
+            from_published(other, file, tmp_path / "ours.safetensors")
     report = from_published(name, file, tmp_path / "ours.safetensors")
     assert (report["classes"], report["source"]) == (7, source)
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -140,6 +144,7 @@ def test_another_slope_is_not_written_as_darknets(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ({"stem.conv1.conv.weight": torch.zeros(1)}, "is not a CSPDarknet53 of timm or Holocron"),
+        ({"stem.conv1.conv.weight": torch.tensor(0.0)}, "is not a CSPDarknet53 of timm or Holocron"),
         ({"a": 1}, "expected a dict of tensors"),
         (Path("x"), "holds code, which is not run"),
     ],

