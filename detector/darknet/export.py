@@ -50,6 +50,8 @@ def _activation_name(activation: nn.Module) -> str:
             f"to-darknet: its leaky has a slope of {DARKNET_SLOPE}, this network's {activation.negative_slope} "
             "(model.activation)"
         )
+    if type(activation) not in _ACTIVATION_NAMES:
+        raise InputError(f"to-darknet: does not support {type(activation).__name__}")
     return _ACTIVATION_NAMES[type(activation)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from detector.runtime import threads
-from detector.runtime.threads import cpu_name, usable_cpus
+from detector.runtime.threads import computes_in_bf16, cpu_name, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,11 @@ def test_the_idle_time_of_the_usable_processors(tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("\n".join(["cpu  1 1 1 1 1", *lines]))
     assert threads._idle_seconds(tmp_path / "stat") == 2 * len(mine)
     assert threads._idle_seconds(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu avx512_bf16", True), ("amx_bf16 fpu", True), ("fpu avx512f avx512_bf16x", False)]
+)
+def test_bfloat16_is_read_from_the_flags(flags: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert computes_in_bf16(tmp_path / "cpuinfo") is expected
