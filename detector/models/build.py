@@ -56,8 +56,8 @@ def _csppeleenet(config: BackboneConfig, activation: str) -> Backbone:
 
 
 def _cspdarknet53(config: BackboneConfig, activation: str) -> Backbone:
-    assert isinstance(config, CSPDarknet53Config)
-    return CSPDarknet53(activation=activation, standardize=config.standardize)
+    standardize = isinstance(config, CSPDarknet53Config) and config.standardize
+    return CSPDarknet53(activation=activation, standardize=standardize)
 
 
 def _peleenet(variant: str) -> Callable[[BackboneConfig, str], Backbone]:
