@@ -13,7 +13,7 @@ import msgspec
 from detector.errors import InputError
 
 LARGEST_SIDE = 2**31 - 1
-"""Pixels; larger numbers in a file are no sizes or places."""
+"""Pixels; a larger number in a file cannot be a size or a position."""
 
 
 class CocoImage(msgspec.Struct, gc=False):

@@ -87,9 +87,7 @@ def make_plan(
     }
     tree = {**_fill(tree, decided), "run_dir": str(run_folder(tree, data))}
     tree["data"] = {**tree["data"], **decided["data"]}
-    tree["model"] = {**tree["model"], "class_names": list(names)}
-    if "darknet_cfg" in tree["model"]:
-        tree["model"]["darknet_cfg"] = for_classes(tree["model"]["darknet_cfg"], len(names), str(path))
+    tree["model"] = _for_classes(tree["model"], names, path)
     if minutes is not None or "train.max_steps" in open_keys:
         if any(override.startswith("train.max_steps=") for override in overrides):
             raise InputError("--minutes and train.max_steps both say how long to train; give one of them")
@@ -108,6 +106,14 @@ def make_plan(
     config = build_config(tree, path, overrides)
     assert isinstance(config, DetectConfig)
     return Plan(config, lines)
+
+
+def _for_classes(model: dict[str, Any], names: Sequence[str], path: Path) -> dict[str, Any]:
+    """The model section for these classes; a Darknet cfg is adapted to them. Raises: InputError."""
+    model = {**model, "class_names": list(names)}
+    if "darknet_cfg" in model:
+        model["darknet_cfg"] = for_classes(model["darknet_cfg"], len(names), str(path))
+    return model
 
 
 def _stated(tree: dict[str, Any], path: Path) -> DetectConfig:

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from toy_cfg import TOY_CFG
 
 from detector.config import ProgressiveConfig, load_config, load_run_config
 from detector.config.load import leaves_to_data, read_tree
@@ -204,37 +205,12 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert (tmp_path / "weights/pets.v1i.coco/config.yaml").read_bytes() == before
 
 
-CFG = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=32
-pad=1
-activation=leaky
-[convolutional]
-filters=255
-size=1
-stride=1
-pad=1
-activation=linear
-[yolo]
-mask=0,1,2
-anchors=8,8, 16,16, 32,32
-classes=80
-num=3
-"""
-
-
 def test_a_darknet_model_is_trained_for_the_classes_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data, cfg = labelme(tmp_path / "pets", 12, size_wh=(64, 64)), tmp_path / "public.cfg"
-    cfg.write_text(CFG)
+    cfg.write_text(TOY_CFG)
     load_darknet(cfg).save_weights(tmp_path / "public.weights")
     tool = runpy.run_path(str(ROOT / "tools/train.py"))["main"]
     short = ["train.max_steps=2", "train.num_workers=0", "train.precision=fp32"]
@@ -244,9 +220,9 @@ def test_a_darknet_model_is_trained_for_the_classes_of_the_data(
     assert "6 of 8 loaded; other shapes (such as (255,) for (21,)): layers.1.conv.bias, layers.1.conv.weight" in said
     trained = load_detector(tmp_path / "weights/pets/best.safetensors")
     assert trained.class_names == ("cat", "dog")
-    assert cfg.read_text() == CFG, "the user's file stays"
+    assert cfg.read_text() == TOY_CFG, "the user's file stays"
 
 
 def test_a_cfg_that_is_no_detector_is_refused() -> None:
     with pytest.raises(InputError, match=r"x\.cfg: has no \[yolo\] section"):
-        for_classes(CFG.partition("[yolo]")[0], 2, "x.cfg")
+        for_classes(TOY_CFG.partition("[yolo]")[0], 2, "x.cfg")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from toy_cfg import TOY_CFG
 
 from detector.darknet.network import build_darknet
 from detector.errors import InputError
@@ -23,28 +24,6 @@ from detector.zoo.fetch import fetch
 from detector.zoo.table import ZooModel, by_hand, cfg_of, coco_names, weights_of, zoo
 
 ROOT = Path(__file__).resolve().parents[2]
-CFG = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=32
-pad=1
-activation=leaky
-[convolutional]
-filters=255
-size=1
-stride=1
-activation=linear
-[yolo]
-mask=0,1,2
-anchors=10,14,23,27,37,58
-classes=80
-num=3
-"""
 MODEL = ZooModel("toy", "detector", 64, "me/toy/raw/toy.cfg", "me/toy/releases/toy.weights", 0, "none")
 
 
@@ -85,10 +64,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(("127.0.0.1", 0), Handler)
-    network = build_darknet(CFG, "toy.cfg")
+    network = build_darknet(TOY_CFG, "toy.cfg")
     torch.manual_seed(0)
     network.save_weights(tmp_path / "made.weights")
-    server.files = {f"/{MODEL.cfg}": CFG.encode(), f"/{MODEL.weights}": (tmp_path / "made.weights").read_bytes()}
+    server.files = {f"/{MODEL.cfg}": TOY_CFG.encode(), f"/{MODEL.weights}": (tmp_path / "made.weights").read_bytes()}
     server.requests = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -126,7 +105,7 @@ def test_the_first_hash_is_kept_where_none_is_published(server: Server, tmp_path
 
 
 def test_a_broken_download_goes_on(server: Server, tmp_path: Path) -> None:
-    server.break_after = len(CFG)
+    server.break_after = len(TOY_CFG)
     with pytest.raises(InputError, match="run the same command again to resume"):
         get(server, tmp_path)
     server.break_after = None
@@ -137,7 +116,7 @@ def test_a_broken_download_goes_on(server: Server, tmp_path: Path) -> None:
 def test_a_server_that_lies_about_the_length(server: Server, tmp_path: Path, claims: int) -> None:
     get(server, tmp_path / "first")
     (tmp_path / "second/toy").mkdir(parents=True)
-    (tmp_path / "second/toy/toy.cfg").write_text(CFG)
+    (tmp_path / "second/toy/toy.cfg").write_text(TOY_CFG)
     server.claims = claims
     with pytest.raises(InputError, match="this is not the file"):
         get(server, tmp_path / "second")
@@ -155,7 +134,7 @@ def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
     server.files[f"/{MODEL.cfg}"] = page
     with pytest.raises(InputError, match=r"toy.cfg: the server sent a web page instead of the file; removed"):
         get(server, tmp_path)
-    server.files[f"/{MODEL.cfg}"] = CFG.encode()
+    server.files[f"/{MODEL.cfg}"] = TOY_CFG.encode()
     (tmp_path / "toy/toy.weights").unlink()
     server.files[f"/{MODEL.weights}"] = page.ljust(len(server.files[f"/{MODEL.weights}"]))
     with pytest.raises(InputError, match=r"toy.weights: the server sent a web page"):
@@ -164,14 +143,14 @@ def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_cfg_of_another_model(server: Server, tmp_path: Path) -> None:
-    server.files[f"/{MODEL.cfg}"] = CFG.replace("filters=8", "filters=16").encode()
+    server.files[f"/{MODEL.cfg}"] = TOY_CFG.replace("filters=8", "filters=16").encode()
     with pytest.raises(InputError, match="cfg and weights do not belong together"):
         get(server, tmp_path)
     assert not (tmp_path / "toy/toy.cfg").exists()
 
 
 def test_redirects_leave_the_web_never(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text(CFG)
+    (tmp_path / "secret").write_text(TOY_CFG)
     server.redirect = (tmp_path / "secret").as_uri()
     with pytest.raises(InputError, match="302"):
         get(server, tmp_path / "zoo")
