@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from file_server import FileServer
 
 from detector.config import DetectConfig, load_config
 from detector.data.synthetic import ensure_synthetic_dataset
@@ -83,6 +85,17 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
     save_checkpoint(path, model=config.model, preprocess=config.preprocess, info={"step": 0}, tensors=tensors)
     return path
+
+
+@pytest.fixture
+def file_server() -> Iterator[FileServer]:
+    """A server of files on loopback, empty."""
+    with FileServer() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 Examples:
     python tools/download.py --list
     python tools/download.py yolov4-tiny
+    python tools/download.py timm/cs3darknet_focus_s        # for model.backbone.pretrained
     python tools/download.py bccd --out data/bccd
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,31 +19,28 @@ from detector.errors import InputError
 
 def main(arguments: list[str]) -> int:
     from detector.data.download import ARCHIVES, fetch_dataset
-    from detector.zoo.table import FOLDER, by_hand, list_text, zoo
+    from detector.zoo.table import by_hand, list_text, zoo
 
     parser = Parser(description=__doc__)
-    parser.add_argument("name", nargs="?", help="coco (27 GB), voc (3 GB), bccd (8 MB), or a model, see --list")
+    parser.add_argument(
+        "name", nargs="?", help="coco (27 GB), voc (3 GB), bccd (8 MB), timm/NAME, or a model, see --list"
+    )
     parser.add_argument("--list", action="store_true", help="the models: input, size, AP50, where from, licence")
     parser.add_argument("--out", type=Path, help="folder (default: data/NAME; weights/zoo for models)")
-    parser.add_argument("--from", dest="host", metavar="URL", help="a mirror of github.com (or DETECTOR_ZOO_URL)")
+    parser.add_argument(
+        "--from",
+        dest="host",
+        metavar="URL",
+        help="a mirror of github.com (or DETECTOR_ZOO_URL), or of huggingface.co (or HF_ENDPOINT)",
+    )
     parser.add_argument("--json", action="store_true", help="the location, or the list, as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.list:
         rows = [asdict(row) for row in zoo().values()]
         print_json({"models": rows, "by_hand": by_hand()}) if options.json else print(list_text())
         return 0
-    if options.name in zoo():
-        from detector.zoo.fetch import fetch  # reads the network that the cfg describes, with PyTorch
-
-        root = options.out or FOLDER
-        verdict = fetch(zoo()[options.name], root=root, host=options.host)
-        if options.json:
-            print_json({"name": options.name, "root": str(root / options.name), "checked": verdict})
-        else:
-            print(f"{options.name} is in {root / options.name}: {verdict}")
-            if zoo()[options.name].kind == "detector":
-                print(f"next: python tools/demo.py {options.name} --video cam0")
-        return 0
+    if options.name in zoo() or (options.name or "").startswith("timm/"):
+        return _fetch_model(options)
     if options.name in by_hand():
         raise InputError(f"{options.name}: cannot be fetched; get it by hand from {by_hand()[options.name]}")
     if options.name not in ARCHIVES:
@@ -56,6 +55,27 @@ def main(arguments: list[str]) -> int:
     else:
         inner = " (data.root is one of its VOCdevkit/VOC* folders)" if options.name == "voc" else ""
         print(f"{options.name} is in {root}{inner}; tools/doctor.py examines it")
+    return 0
+
+
+def _fetch_model(options: Namespace) -> int:
+    from detector.zoo.backbone import fetch_backbone
+    from detector.zoo.fetch import fetch  # reads the network that the cfg describes, with PyTorch
+    from detector.zoo.table import FOLDER, zoo
+
+    name, root = options.name, options.out or FOLDER
+    if name in zoo():
+        verdict = fetch(zoo()[name], root=root, host=options.host)
+        follow = f"python tools/demo.py {name} --video cam0" if zoo()[name].kind == "detector" else ""
+    else:
+        verdict = fetch_backbone(name, root=root, host=options.host)
+        follow = f"python tools/train.py --data PATH 'model.backbone={{name: {name}, pretrained: true}}'"
+    if options.json:
+        print_json({"name": name, "root": str(root / name), "checked": verdict})
+        return 0
+    print(f"{name} is in {root / name}: {verdict}")
+    if follow:
+        print(f"next: {follow}")
     return 0
 
 

@@ -84,10 +84,12 @@ class TimmBackboneConfig(Section):
 
     Attributes:
         name: timm/NAME.
-        file: start a new training from this file, a classifier's model.safetensors as timm publishes it.
+        pretrained: start a new training from timm's published weights, fetched by `tools/download.py timm/NAME`.
+        file: the same from this file, a classifier's model.safetensors as timm publishes it.
     """
 
     name: Annotated[str, Field(pattern="^timm/.")]
+    pretrained: bool = False
     file: str | None = None
 
 

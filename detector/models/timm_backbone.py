@@ -52,11 +52,17 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.body((images - self.mean) / self.std))
 
+    @property
+    def repository(self) -> str:
+        """OWNER/REPOSITORY of the published weights on huggingface.co; "" where there are none."""
+        published: dict[str, Any] = self.body.pretrained_cfg
+        return str(published.get("hf_hub_id") or "")
+
     def load_published(self, file: Path) -> None:
         """Takes the weights of a classifier as timm publishes it (model.safetensors). Raises: InputError."""
         if not file.is_file():
             raise InputError(
-                f"model.backbone.file: {file} is missing; get model.safetensors of huggingface.co/timm/{self.name}"
+                f"model.backbone.file: {file} is missing; get model.safetensors of huggingface.co/{self.repository}"
             )
         options: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
         _create(self.name, features_only=False, **options)  # refuses what does not fit; the next line would ignore it

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from detector.checkpoint import load_checkpoint
-from detector.config import StoredModel
+from detector.config import ClassifierConfig, ModelConfig, StoredModel
 from detector.darknet import DarknetNetwork, load_darknet
 from detector.darknet.cfg import parse_cfg
 from detector.errors import InputError
 
 SHOWN = 6
+NOT_OPTIONS = ("name", "file", "pretrained")
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,25 @@ def _layers(network: DarknetNetwork) -> list[tuple[str, str]]:
 
 def _load_matching(network: nn.Module, path: Path, model: StoredModel | None) -> LoadReport:
     checkpoint = load_checkpoint(path)
-    theirs, ours = getattr(checkpoint.model, "activation", None), getattr(model, "activation", None)
-    differs = theirs is not None and ours is not None and theirs != ours
-    warning = f"they were trained with model.activation={theirs}, here it is {ours}" if differs else ""
-    return replace(_match(network, checkpoint.weights(), path), warning=warning)
+    return replace(_match(network, checkpoint.weights(), path), warning=_differences(checkpoint.model, model))
+
+
+def _differences(theirs: StoredModel, ours: StoredModel | None) -> str:
+    """Settings that change what tensors of the same shape mean; empty = none."""
+    ours_by_key, theirs_by_key = _meanings(ours), _meanings(theirs)
+    changed = [key for key in theirs_by_key.keys() & ours_by_key if theirs_by_key[key] != ours_by_key[key]]
+    return "; ".join(
+        f"they were trained with model.{key}={theirs_by_key[key]}, here it is {ours_by_key[key]}"
+        for key in sorted(changed)
+    )
+
+
+def _meanings(model: StoredModel | None) -> dict[str, object]:
+    """The activation, and the backbone's options, by key."""
+    if not isinstance(model, ModelConfig | ClassifierConfig):
+        return {}
+    options = {f"backbone.{key}": value for key, value in asdict(model.backbone).items() if key not in NOT_OPTIONS}
+    return {"activation": model.activation, **options}
 
 
 def _match(network: nn.Module, offered: Mapping[str, Tensor], path: Path) -> LoadReport:

@@ -20,6 +20,7 @@ from detector.train.distributed import Ranks
 from detector.train.ema import ExponentialMovingAverage
 from detector.train.muon import Muon
 from detector.train.optim import LossScale, build_optimizer
+from detector.zoo.table import fetched
 
 _FREE_TO_CHANGE = ("run_dir", "evaluate", "data.cache_mb", "train.num_workers", "train.log_every", "train.save_every")
 """Settings that change nothing of what is learned."""
@@ -138,10 +139,10 @@ def fresh_state(config: RunConfig, device: torch.device) -> RunState:
 def _take_published_weights(network: nn.Module, config: RunConfig) -> None:
     """Starts the backbone from the file that the config names, if any. Raises: InputError."""
     settings = getattr(config.model, "backbone", None)
-    if isinstance(settings, TimmBackboneConfig) and settings.file is not None:
+    if isinstance(settings, TimmBackboneConfig) and (settings.pretrained or settings.file is not None):
         backbone = network.backbone
         assert isinstance(backbone, TimmBackbone)
-        backbone.load_published(Path(settings.file))
+        backbone.load_published(Path(settings.file) if settings.file is not None else fetched(settings.name))
 
 
 def _share(state: RunState, ranks: Ranks) -> None:

@@ -100,6 +100,22 @@ def weights_of(model: str) -> str:
     return cfg if cfg == model else str(Path(cfg).with_suffix(".weights"))
 
 
+def backbone_file(name: str, root: Path = FOLDER) -> Path:
+    """Where the published weights of timm/NAME are kept."""
+    return root / f"{name}.safetensors"
+
+
+def fetched(name: str) -> Path:
+    """The published weights of the backbone timm/NAME. Raises: InputError: they have not been fetched."""
+    for root in (FOLDER, PROJECT_ROOT / FOLDER):
+        if backbone_file(name, root).is_file():
+            return backbone_file(name, root)
+    raise InputError(
+        f"model.backbone.pretrained: the weights of {name} are not here yet; fetch them with: "
+        f"python tools/download.py {name}"
+    )
+
+
 def list_text() -> str:
     """All models as a table for people."""
     lines = [f"{'name':<20}{'kind':<12}{'input':>6}{'MB':>8}{'AP50':>7}  {'from':<42}licence"]

@@ -130,6 +130,7 @@ def test_it_starts_a_detector_and_says_what_was_taken(published: nn.Module, tmp_
         export_detector(detector, model, load_config(ROOT / "configs/cspdarknet53_efm.yaml").preprocess)  # type: ignore[arg-type]
     other = load_initial_weights(build_detector(config), tmp_path / "ours.safetensors", config)  # type: ignore[arg-type]
     assert "trained with model.activation=leaky_001, here it is leaky" in other.summary()
+    assert "trained with model.backbone.standardize=True, here it is False" in other.summary()
     assert "left in the file: backbone.mean, backbone.std" in other.summary()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from file_server import FileServer
 
 from detector.checkpoint import load_checkpoint
 from detector.config import DetectConfig, TimmBackboneConfig, load_config
@@ -88,6 +90,40 @@ def test_trains_resumes_and_exports(tiny: Make, tmp_path: Path) -> None:
         export(loaded, Request("darknet", tmp_path / "timm.cfg"), gather_gate_data(loaded))
 
 
+def test_published_weights_by_name(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_server: FileServer
+) -> None:
+    """`download.py timm/NAME` from a mirror, then `pretrained: true`; the network is asked once."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny(["model.backbone={name: timm/cs3darknet_focus_s, pretrained: true}"])
+    with pytest.raises(InputError, match=r"not here yet; fetch them with: python tools/download\.py timm/cs3dark"):
+        fresh_state(config, torch.device("cpu"))
+    classifier = publish("cs3darknet_focus_s", tmp_path / "published.safetensors")
+    path = f"/{classifier.pretrained_cfg['hf_hub_id']}/resolve/main/model.safetensors"
+    content = (tmp_path / "published.safetensors").read_bytes()
+    download = runpy.run_path(str(ROOT / "tools/download.py"))["main"]
+    command = ["timm/cs3darknet_focus_s", "--from", file_server.address]
+    publish("cs3darknet_m", tmp_path / "other.safetensors")
+    for wrong, message in (
+        ((tmp_path / "other.safetensors").read_bytes(), "does not hold the weights of timm/cs3darknet_focus_s"),
+        (b"<!DOCTYPE html>", "a web page instead of the file"),
+        (content[:-100], "does not hold the weights"),
+    ):
+        file_server.files[path] = wrong
+        with pytest.raises(InputError, match=message):
+            download(command)
+        assert not list((tmp_path / "weights/zoo/timm").iterdir())
+    file_server.files[path] = content
+    monkeypatch.setenv("HF_ENDPOINT", file_server.address)
+    assert download(command[:1]) == 0
+    asked = len(file_server.requests)
+    assert download(command[:1]) == 0
+    assert len(file_server.requests) == asked
+    by_file = tiny(["model.backbone={name: timm/cs3darknet_focus_s, file: %s}" % (tmp_path / "published.safetensors")])
+    taken, expected = (fresh_state(each, torch.device("cpu")).network.state_dict() for each in (config, by_file))
+    assert all(torch.equal(taken[name], expected[name]) for name in expected)
+
+
 def test_what_cannot_be_used(tiny: Make, tmp_path: Path) -> None:
     for name, message in (
         ("no_such_network", "no_such_network"),
@@ -100,7 +136,7 @@ def test_what_cannot_be_used(tiny: Make, tmp_path: Path) -> None:
                 build_detector(model)
         else:
             build_detector(model)
-    with pytest.raises(InputError, match=r"is missing; get model.safetensors of huggingface.co/timm/resnet18"):
+    with pytest.raises(InputError, match=r"is missing; get model.safetensors of huggingface.co/timm/resnet18\.a1_in1k"):
         TimmBackbone("resnet18").load_published(tmp_path / "none.safetensors")
     publish("resnet18", tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="timm/cs3darknet_focus_s"):

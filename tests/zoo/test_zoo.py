@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import runpy
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from file_server import FileServer
 from toy_cfg import TOY_CFG
 
 from detector.darknet.network import build_darknet
@@ -27,63 +25,23 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ZooModel("toy", "detector", 64, "me/toy/raw/toy.cfg", "me/toy/releases/toy.weights", 0, "none")
 
 
-class Server(ThreadingHTTPServer):
-    files: dict[str, bytes]
-    break_after: int | None = None
-    claims: int = 0  # added to the length that the server states
-    redirect: str = ""
-    requests: list[str]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        content = self.server.files.get(self.path)
-        self.server.requests.append(self.path)
-        if self.server.redirect:
-            self.send_response(302)
-            self.send_header("Location", self.server.redirect)
-            self.end_headers()
-            return
-        if content is None:
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start + self.server.claims))
-        self.end_headers()
-        stop = len(content) if self.server.break_after is None else start + self.server.break_after
-        self.wfile.write(content[start:stop])
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
+def server(tmp_path: Path, file_server: FileServer) -> FileServer:
     network = build_darknet(TOY_CFG, "toy.cfg")
     torch.manual_seed(0)
     network.save_weights(tmp_path / "made.weights")
-    server.files = {f"/{MODEL.cfg}": TOY_CFG.encode(), f"/{MODEL.weights}": (tmp_path / "made.weights").read_bytes()}
-    server.requests = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    weights = (tmp_path / "made.weights").read_bytes()
+    file_server.files = {f"/{MODEL.cfg}": TOY_CFG.encode(), f"/{MODEL.weights}": weights}
+    return file_server
 
 
-def get(server: Server, root: Path, **changes: object) -> str:
+def get(server: FileServer, root: Path, **changes: object) -> str:
     weights = server.files[f"/{MODEL.weights}"]
     model = replace(MODEL, **{"bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest(), **changes})
-    return fetch(model, root=root, host=f"http://127.0.0.1:{server.server_port}/", progress=False)
+    return fetch(model, root=root, host=f"{server.address}/", progress=False)
 
 
-def test_a_model_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> None:
+def test_a_model_is_fetched_once_and_checked(server: FileServer, tmp_path: Path) -> None:
     verdict = get(server, tmp_path / "zoo")
     assert "sha256 as published; the weights fit the cfg to the last byte" in verdict
     assert len(server.requests) == 2
@@ -92,7 +50,7 @@ def test_a_model_is_fetched_once_and_checked(server: Server, tmp_path: Path) -> 
     assert len(server.requests) == 2, "fetched again without need"
 
 
-def test_the_first_hash_is_kept_where_none_is_published(server: Server, tmp_path: Path) -> None:
+def test_the_first_hash_is_kept_where_none_is_published(server: FileServer, tmp_path: Path) -> None:
     assert "recorded in" in get(server, tmp_path, sha256=None)
     assert "compared with the first download" in get(server, tmp_path, sha256=None)
     (tmp_path / "toy/toy.weights").unlink()
@@ -104,7 +62,7 @@ def test_the_first_hash_is_kept_where_none_is_published(server: Server, tmp_path
     assert not (tmp_path / "toy/toy.weights").exists()
 
 
-def test_a_broken_download_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on(server: FileServer, tmp_path: Path) -> None:
     server.break_after = len(TOY_CFG)
     with pytest.raises(InputError, match="run the same command again to resume"):
         get(server, tmp_path)
@@ -113,7 +71,7 @@ def test_a_broken_download_goes_on(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("claims", [-100, 100])
-def test_a_server_that_lies_about_the_length(server: Server, tmp_path: Path, claims: int) -> None:
+def test_a_server_that_lies_about_the_length(server: FileServer, tmp_path: Path, claims: int) -> None:
     get(server, tmp_path / "first")
     (tmp_path / "second/toy").mkdir(parents=True)
     (tmp_path / "second/toy/toy.cfg").write_text(TOY_CFG)
@@ -122,14 +80,14 @@ def test_a_server_that_lies_about_the_length(server: Server, tmp_path: Path, cla
         get(server, tmp_path / "second")
 
 
-def test_a_wrong_hash(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_hash(server: FileServer, tmp_path: Path) -> None:
     for kind, digits in (("sha256", 64), ("md5", 32)):
         with pytest.raises(InputError, match=rf"toy.weights: {kind} \w+ instead of 0+; removed"):
             get(server, tmp_path, **{"sha256": None, kind: "0" * digits})
         assert not (tmp_path / "toy/toy.weights").exists()
 
 
-def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
+def test_a_page_instead_of_a_file(server: FileServer, tmp_path: Path) -> None:
     page = b"<!DOCTYPE html><p>not found</p>"
     server.files[f"/{MODEL.cfg}"] = page
     with pytest.raises(InputError, match=r"toy.cfg: the server sent a web page instead of the file; removed"):
@@ -142,14 +100,14 @@ def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
     assert not list((tmp_path / "toy").glob("*.weights"))
 
 
-def test_a_cfg_of_another_model(server: Server, tmp_path: Path) -> None:
+def test_a_cfg_of_another_model(server: FileServer, tmp_path: Path) -> None:
     server.files[f"/{MODEL.cfg}"] = TOY_CFG.replace("filters=8", "filters=16").encode()
     with pytest.raises(InputError, match="cfg and weights do not belong together"):
         get(server, tmp_path)
     assert not (tmp_path / "toy/toy.cfg").exists()
 
 
-def test_redirects_leave_the_web_never(server: Server, tmp_path: Path) -> None:
+def test_redirects_leave_the_web_never(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(TOY_CFG)
     server.redirect = (tmp_path / "secret").as_uri()
     with pytest.raises(InputError, match="302"):
@@ -157,7 +115,7 @@ def test_redirects_leave_the_web_never(server: Server, tmp_path: Path) -> None:
     assert not (tmp_path / "zoo/toy/toy.cfg").exists()
 
 
-def test_missing_files_and_wrong_addresses(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_and_wrong_addresses(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="404"):
         get(server, tmp_path, cfg="me/toy/raw/other.cfg")
     for host in ("file:///etc", "ftp://example.org", "example.org"):
@@ -168,14 +126,14 @@ def test_missing_files_and_wrong_addresses(server: Server, tmp_path: Path, monke
         fetch(MODEL, root=tmp_path, progress=False)
 
 
-def test_no_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detector.data.download.shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
     with pytest.raises(InputError, match="free some space"):
         get(server, tmp_path)
 
 
 def test_a_name_is_a_model_for_every_tool(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(table, "zoo", lambda: {"toy": MODEL})
@@ -224,13 +182,15 @@ def test_sizes_are_those_that_the_layers_need(name: str, shared: Path) -> None:
     assert weights_size(build_darknet(text, name).convolutions()) == zoo()[name].bytes
 
 
-def test_yolo_fastest_by_name(shared: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yolo_fastest_by_name(
+    shared: Path, tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real weights, from the local server, by name: the boxes that Darknet finds."""
     row, folder = zoo()["yolo-fastest-1.1"], shared / "darknet/weights"
     for path in (row.cfg, row.weights):
         server.files[f"/{path}"] = (folder / Path(path).name).read_bytes()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DETECTOR_ZOO_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("DETECTOR_ZOO_URL", server.address)
     assert runpy.run_path(str(ROOT / "tools/download.py"))["main"](["yolo-fastest-1.1"]) == 0
     by_name, by_path = find_trainable("yolo-fastest-1.1"), find_trainable(str(folder / "yolo-fastest-1.1.cfg"))
     assert by_name.class_names == by_path.class_names
