@@ -77,6 +77,7 @@ class Detections:
         labels: (n,) int64, an index into the class names.
         darknet_ranks: (n,) int64, where Darknet's program would list the box; only for its metric, else None.
         anchors: (n,) int64, which anchor gave the box, counted over the scales in raw-map order; else None.
+        track_ids: (n,) int64 from 1 on, the identity over time; only from `Tracker.update`, else None.
     """
 
     boxes_xyxy: Floats = field(default_factory=_no_boxes)
@@ -84,6 +85,7 @@ class Detections:
     labels: Ints = field(default_factory=_no_labels)
     darknet_ranks: Ints | None = None
     anchors: Ints | None = None
+    track_ids: Ints | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -96,7 +98,7 @@ class Detections:
             raise ValueError(f"Detections.scores: expected float32 (n,), got {self.scores.dtype} {self.scores.shape}")
         if not (self.scores[1:] <= self.scores[:-1]).all():
             raise ValueError("Detections.scores: expected the best first, got a score above the one before it")
-        for name in ("darknet_ranks", "anchors"):
+        for name in ("darknet_ranks", "anchors", "track_ids"):
             values = getattr(self, name)
             if values is not None and values.shape != (count,):
                 raise ValueError(f"Detections.{name}: expected ({count},), got {values.shape}")
@@ -114,6 +116,6 @@ class Detections:
 
     def take(self, rows: slice | Bools | Ints) -> Detections:
         """These rows, in this order, which must keep the best first."""
-        ranks = None if self.darknet_ranks is None else self.darknet_ranks[rows]
-        anchors = None if self.anchors is None else self.anchors[rows]
-        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], ranks, anchors)
+        extras = (self.darknet_ranks, self.anchors, self.track_ids)
+        kept = (None if values is None else values[rows] for values in extras)
+        return Detections(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], *kept)

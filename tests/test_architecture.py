@@ -20,6 +20,7 @@ IMPORT_ORDER = (
     "export",
     "report",
     "video",
+    "tracking",
     "evaluate",
     "inference",
     "analysis",
@@ -46,6 +47,8 @@ IMPORT_ORDER = (
 )
 THIRD_PARTY = {
     "timm": {"models"},
+    "trackers": {"tracking"},
+    "supervision": {"tracking"},
     "yaml": {"config"},
     "pydantic": {"config"},
     "pycocotools": {"evaluate"},
