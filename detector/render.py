@@ -27,9 +27,9 @@ def draw(image: Image, detections: Detections, class_names: Sequence[str], *, sc
 
     Args:
         image: (H, W, 3) uint8 RGB; not changed.
-        detections: in pixels of the image.
+        detections: in pixels of the image; those with an identity have its number and its colour.
         class_names: of the labels.
-        scores: write the score after the name.
+        scores: write the score after the name, unless there is an identity.
     """
     canvas = np.ascontiguousarray(image.copy())
     thickness = max(1, round(max(image.shape[:2]) / 400))
@@ -37,9 +37,14 @@ def draw(image: Image, detections: Detections, class_names: Sequence[str], *, sc
     for row in reversed(range(len(detections))):
         x1, y1, x2, y2 = (round(value) for value in detections.boxes_xyxy[row].tolist())
         label = int(detections.labels[row])
-        caption = class_names[label] + (f" {detections.scores[row]:.2f}" if scores else "")
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_color(label), thickness, cv2.LINE_AA)
-        _draw_caption(canvas, caption, (x1, y1), class_color(label), font_scale)
+        caption, color = class_names[label], class_color(label)
+        if detections.track_ids is not None:
+            track_id = int(detections.track_ids[row])
+            caption, color = f"{caption} {track_id}", class_color(track_id)
+        elif scores:
+            caption = f"{caption} {detections.scores[row]:.2f}"
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
+        _draw_caption(canvas, caption, (x1, y1), color, font_scale)
     return canvas
 
 
@@ -80,8 +85,8 @@ def _text_mask(text: str, font_scale: float) -> NDArray[np.float32]:
     from PIL import ImageDraw, ImageFont
 
     size = max(round(28 * font_scale), 8)
-    fonts = [ImageFont.truetype(str(path), size) for path in _font_files()]
-    parts: list[tuple[str, ImageFont.FreeTypeFont]] = []
+    fonts: list[Any] = [ImageFont.truetype(str(path), size) for path in _font_files()] or [ImageFont.load_default(size)]
+    parts: list[tuple[str, Any]] = []
     for letter in text:
         able = [font for font in fonts if letter == " " or _has_glyph(font, letter)]
         written, font = (letter, able[0]) if able else (f"U+{ord(letter):04X}", fonts[0])
@@ -106,17 +111,15 @@ def _has_glyph(font: Any, letter: str) -> bool:
 
 @cache
 def _font_files() -> list[Path]:
-    """Matplotlib's own font first, then the system's fonts for the scripts of the world."""
-    spec = find_spec("matplotlib")
-    assert spec is not None
-    assert spec.origin is not None
-    own = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    """Matplotlib's own font first, if it is here, then the system's fonts for the scripts of the world."""
+    spec = find_spec("matplotlib")  # is missing where only exported files run
+    own = [Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"] if spec and spec.origin else []
     folders = [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path.home() / ".fonts"]
     known = ("cjk", "wqy", "droidsansfallback", "notosans", "unifont", "simhei", "msyh", "arialuni")
     found = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in {".ttf", ".ttc", ".otf"})
     named = [path for path in found if any(word in path.name.lower() for word in known)]
     regular = [path for path in named if "bold" not in path.name.lower()]
-    return [own, *regular[:20]]
+    return [*own, *regular[:20]]
 
 
 def tile(images: Sequence[Image], *, columns: int, cell_hw: tuple[int, int], gap: int = 4) -> Image:

@@ -47,6 +47,10 @@ IMPORT_ORDER = (
 )
 THIRD_PARTY = {
     "timm": {"models"},
+    "av": {"data", "video"},
+    "starlette": {"video"},
+    "uvicorn": {"video"},
+    "prometheus_client": {"video"},
     "trackers": {"tracking"},
     "supervision": {"tracking"},
     "yaml": {"config"},

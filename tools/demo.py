@@ -1,75 +1,129 @@
-"""Detects objects in a camera, a video, a stream or images, and shows or saves the result.
+"""Detects objects in cameras, videos, streams or images, and shows, saves, counts or serves the result.
 
 Examples:
     python tools/demo.py --video cam0 --show
-    python tools/demo.py --video street.mp4 --save out.mp4
-    python tools/demo.py --video rtsp://user:password@host/stream --json
+    python tools/demo.py --video street.mp4 --track --save out.mp4
+    python tools/demo.py --video cam0 rtsp://user:password@host/stream --json
+    python tools/demo.py --video cam0 --track --count-line 0,300,640,300
     python tools/demo.py --image "images/*.jpg" --save annotated/
 """
 
 from __future__ import annotations
 
+import time
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
 from detector.postprocess import Thresholds
+
+if TYPE_CHECKING:
+    from detector.video.frame import Result
+    from detector.video.pipeline import Camera
 
 SHOWN_PROBLEMS = 5
 SHOWN_CLASSES = 8
 
 
 def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+
+    from detector.inference.find import find_model
+    from detector.inference.predictor import Predictor
+    from detector.tracking.tracker import LOWEST_SCORE
+    from detector.video.pipeline import run_video
+    from detector.video.setup import open_cameras, open_listeners
+    from detector.video.sink import WindowSink
+
+    loaded = find_model(options.model, options.weights, options.names)
+    announce_backend(options.backend)
+    lowest = min(LOWEST_SCORE, options.score_threshold) if options.track else options.score_threshold
+    thresholds = Thresholds(lowest, multi_label=options.multi_label)
+    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, device=options.device)
+    with ExitStack() as stack:
+        cameras = open_cameras(options, predictor.class_names)
+        for camera in cameras:
+            stack.callback(camera.source.close)
+        listeners = open_listeners(options, cameras, predictor.class_names, stack)
+        wait_ms = 0 if cameras[0].source.fps is None else 1  # an image stays until a key is pressed
+        window = WindowSink(wait_ms=wait_ms) if options.show else None
+        print_note(f"weights {loaded.path}")
+        if options.model is None and options.weights is None:
+            print_note(what_it_finds(predictor.class_names))
+
+        def tell(result: Result) -> None:
+            for listener in listeners:
+                listener(result)
+
+        begun = time.perf_counter()
+        try:
+            run_video(cameras, predictor, window=window, on_result=tell)
+        finally:
+            seconds = time.perf_counter() - begun
+            if options.json:
+                print_json({"summary": {camera.source.name: camera.ledger.figures() for camera in cameras}})
+            for camera in cameras:
+                name = f"{camera.source.name}: " if len(cameras) > 1 else ""
+                print_note(name + camera.ledger.summary(seconds) + (f"; saved {options.save}" if options.save else ""))
+    return report_problems(cameras)
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The options. Raises: InputError: they do not fit together."""
     parser = Parser(description=__doc__)
     add_model_arguments(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--video", metavar="SOURCE", help="cam0, a video file, a stream URL, or a folder of images")
+    what.add_argument(
+        "--video", nargs="+", metavar="SOURCE", help="cam0, a video file, a stream URL, a folder of images; or several"
+    )
     what.add_argument("--image", metavar="SOURCE", help="an image, a folder or a glob")
+    parser.add_argument("--retries", type=int, metavar="N", help="attempts to open a lost stream again (no limit)")
     parser.add_argument(
-        "--save", type=Path, metavar="OUT", help="annotated video; for images a folder, or a .jpg with a grid"
+        "--save",
+        type=Path,
+        metavar="OUT",
+        help="annotated video; a folder for several; for images a folder, or a .jpg with a grid",
     )
     parser.add_argument("--show", action="store_true", help="show a window; q quits")
     parser.add_argument(
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )
     parser.add_argument("--multi-label", action="store_true", help="an object may have boxes of several classes")
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each frame on stdout")
+    parser.add_argument("--blur", action="append", default=[], metavar="CLASS", help="make it unrecognisable")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each frame and event on stdout")
+    tracking = parser.add_argument_group("tracking (objects keep a number over time)")
+    tracking.add_argument("--track", action="store_true", help="follow objects; implied by the options below")
+    tracking.add_argument("--tracks", type=Path, metavar="FILE", help="write the tracks in MOT format")
+    tracking.add_argument(
+        "--count-line",
+        action="append",
+        default=[],
+        metavar="X1,Y1,X2,Y2",
+        help="count what crosses it, in pixels; 2:X1,... for the second source only",
+    )
+    tracking.add_argument("--zone", action="append", default=[], metavar="X1,Y1,...", help="count what is in a polygon")
     options = parser.parse_args(arguments)
-    if not (options.save or options.show or options.json):
+    options.track = options.track or bool(options.tracks or options.count_line or options.zone)
+    if not (options.save or options.show or options.json or options.tracks):
         options.show = True
+    return options
 
-    from detector.inference.find import find_model
-    from detector.inference.folder import to_rows
-    from detector.inference.predictor import Predictor
-    from detector.structures import Detections
-    from detector.video.pipeline import Sink, open_file_sink, run_video
-    from detector.video.sink import WindowSink
-    from detector.video.source import Frame, open_source
 
-    thresholds = Thresholds(options.score_threshold, multi_label=options.multi_label)
-    loaded = find_model(options.model, options.weights, options.names)
-    announce_backend(options.backend)
-    predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, device=options.device)
-    source = open_source(options.video or options.image)
-    wait_ms = 0 if source.fps is None else 1  # an image stays until a key is pressed
-    sinks: list[Sink] = [WindowSink(wait_ms=wait_ms)] if options.show else []
-    if options.save:
-        sinks.append(open_file_sink(source, options.save))
-    print_note(f"weights {loaded.path}")
-    if options.model is None and options.weights is None:
-        print_note(what_it_finds(predictor.class_names))
-
-    def print_frame(frame: Frame, detections: Detections) -> None:
-        found = to_rows(detections, predictor.class_names)
-        print_json({"frame": frame.index, "name": frame.name, "detections": found})
-
-    report = run_video(source, predictor, sinks, on_frame=print_frame if options.json else None)
-    print_note(report.summary() + (f"; saved {options.save}" if options.save else ""))
-    for problem in source.problems[:SHOWN_PROBLEMS]:
+def report_problems(cameras: Sequence[Camera]) -> int:
+    """Prints what went wrong without ending the run; returns the exit code."""
+    problems = [
+        problem
+        for camera in cameras
+        for problem in (*camera.source.problems, *(text for sink in camera.sinks for text in sink.problems))
+    ]
+    for problem in problems[:SHOWN_PROBLEMS]:
         print_note(f"warning: {problem}")
-    if len(source.problems) > SHOWN_PROBLEMS:
-        print_note(f"warning: {len(source.problems) - SHOWN_PROBLEMS} more files could not be read")
-    return 1 if source.problems else 0
+    if len(problems) > SHOWN_PROBLEMS:
+        print_note(f"warning: {len(problems) - SHOWN_PROBLEMS} more problems like these")
+    return 1 if problems else 0
 
 
 def what_it_finds(class_names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def random_shapes(size_hw: tuple[int, int], rng: np.random.Generator) -> list[Sh
 def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int = 0) -> bool:
     """Draws the data set into `root`, unless the same one is already there.
 
-    Writes images/*.jpg, train.json and val.json (COCO instances) and video.mp4.
+    Writes images/*.jpg, train.json and val.json (COCO instances) and, where PyAV is installed, video.mp4.
 
     Returns:
         whether anything was drawn.
@@ -116,7 +117,8 @@ def ensure_synthetic_dataset(root: Path, config: SyntheticConfig, *, seed: int =
     (root / "images").mkdir(parents=True, exist_ok=True)
     for index, (split, count) in enumerate((("train", config.num_train), ("val", config.num_val))):
         _write_split(root, split, count, config.image_hw, (seed, index))
-    write_video(root / "video.mp4", config.image_hw, seed=seed)
+    if find_spec("av") is not None:
+        write_video(root / "video.mp4", config.image_hw, seed=seed)
     stamp.write_text(wanted, encoding="utf-8")  # last: an interrupted run must not look complete
     return True
 

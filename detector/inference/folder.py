@@ -208,9 +208,12 @@ def _predict_each(predict: Predict, images: list[Image]) -> list[Detections | st
 
 
 def to_rows(detections: Detections, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Detections as plain values."""
-    rows = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
-    return [{"box_xyxy": box, "score": score, "class": class_names[label]} for box, score, label in rows]
+    """Detections as plain values; those with an identity have it as "track_id"."""
+    columns = zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True)
+    rows = [{"box_xyxy": box, "score": score, "class": class_names[label]} for box, score, label in columns]
+    if detections.track_ids is not None:
+        rows = [{**row, "track_id": track} for row, track in zip(rows, detections.track_ids.tolist(), strict=True)]
+    return rows
 
 
 def _open_partial(partial: Path, settings: dict[str, Any]) -> set[str]:

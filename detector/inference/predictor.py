@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,12 +153,19 @@ class Predictor:
         """
         return self.predict_batch([image_rgb])[0]
 
-    def predict_batch(self, images_rgb: Iterable[Image], *, darknet_ranks: bool = False) -> list[Detections]:
+    def predict_batch(
+        self,
+        images_rgb: Iterable[Image],
+        *,
+        darknet_ranks: bool = False,
+        on_stage: Callable[[str], object] = str,
+    ) -> list[Detections]:
         """Detections in several images, which may differ in size; one forward pass.
 
         Args:
             images_rgb: a list or any other iterable of images as in `predict`, or an array (B, H, W, 3).
             darknet_ranks: fill `Detections.darknet_ranks`.
+            on_stage: is called at the end of each stage: fit, network, decode.
 
         Raises:
             InputError: one is not an image, or the process is a fork of the one that opened the backend.
@@ -171,11 +178,16 @@ class Predictor:
         if self._process != os.getpid():
             self._enter_fork()
         pixels, records = self.fit(images)
-        found = self.decode(self._run(pixels), len(records), darknet_ranks=darknet_ranks)
-        return [
+        on_stage("fit")
+        outputs = self._run(pixels)
+        on_stage("network")
+        decoded = self.decode(outputs, len(records), darknet_ranks=darknet_ranks)
+        found = [
             replace(each, boxes_xyxy=record.to_original(each.boxes_xyxy))
-            for each, record in zip(found, records, strict=True)
+            for each, record in zip(decoded, records, strict=True)
         ]
+        on_stage("decode")
+        return found
 
     def _run(self, pixels: Pixels) -> Sequence[Floats] | Places:
         """What `decode` takes: raw maps, of which a GPU returns only the places that matter."""

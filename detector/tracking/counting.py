@@ -60,6 +60,7 @@ class Place:
     """
 
     option = ""
+    noun = ""
     shape = ""
     min_points = 2
     max_points = 2
@@ -126,6 +127,7 @@ class CountLine(Place):
     """A line between two points."""
 
     option = "--count-line"
+    noun = "line"
     shape = "x1,y1,x2,y2 in pixels, two different points"
     directions = ("left", "right")
 
@@ -151,6 +153,7 @@ class Zone(Place):
     """The inside of a polygon."""
 
     option = "--zone"
+    noun = "zone"
     shape = "x1,y1,x2,y2,x3,y3,... in pixels, at least three points around an area"
     min_points = 3
     max_points = 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -56,42 +56,30 @@ class Belt(Generic[Item]):
             self._items.clear()
             self._changed.notify_all()
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing waits and nothing will come."""
+        with self._changed:
+            return not self._items and (self._ended or self._stopped)
+
+    def get(self, timeout: float | None = None) -> Item | None:
+        """The next item; None at the end, or when none came in time. Raises: what the sender has failed with."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended or self._stopped, timeout)
+            if not self._items:
+                if self._error is not None and not self._stopped:
+                    raise self._error
+                return None
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
     def __iter__(self) -> Iterator[Item]:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended or self._stopped)
-                if not self._items:
-                    if self._error is not None and not self._stopped:
-                        raise self._error
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
+            item = self.get()
+            if item is None:
+                return
             yield item
-
-
-class Feeder(Generic[Item]):
-    """Reads an iterable in a thread of its own, a few items ahead."""
-
-    def __init__(self, items: Iterable[Item], *, ahead: int) -> None:
-        self.belt: Belt[Item] = Belt(ahead)
-        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True)
-        self._thread.start()
-
-    def _run(self, items: Iterable[Item]) -> None:
-        try:
-            for item in items:
-                if not self.belt.put(item):
-                    return
-        except BaseException as error:  # belongs to the thread that reads the belt
-            self.belt.end(error)
-        else:
-            self.belt.end()
-
-    def close(self) -> bool:
-        """Stops reading; whether the thread has ended, so that what it reads may be closed."""
-        self.belt.stop()
-        self._thread.join(PATIENCE_SECONDS)
-        return not self._thread.is_alive()
 
 
 class Consumer(Generic[Item]):

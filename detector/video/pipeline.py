@@ -1,9 +1,9 @@
-"""Frame in, boxes out: runs a predictor on a source and passes the results to sinks, side by side."""
+"""Frames in, boxes out: reading, detecting, and drawing with writing run side by side, for one camera or several."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,50 +17,47 @@ from detector.files import is_image_name
 from detector.inference.predictor import Predictor
 from detector.render import draw
 from detector.structures import Detections, Image
-from detector.video.belt import Consumer, Feeder
-from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
-from detector.video.source import Frame, Source
-
-STAGES = ("read", "detect", "draw", "write")
-FILE_QUEUE = 4
-"""Frames of a file that wait between two threads."""
-Sink = VideoSink | FolderSink | ImageSink | WindowSink
+from detector.tracking.counting import Place
+from detector.tracking.tracker import Tracker
+from detector.video.belt import Consumer
+from detector.video.drawing import Trails, blur, draw_places, draw_trails
+from detector.video.frame import Frame, Result, Source
+from detector.video.intake import WAITING_FRAMES, Intake
+from detector.video.ledger import Ledger, Stopwatch
+from detector.video.sink import FolderSink, ImageSink, Sink, VideoSink, WindowSink
 
 
 @dataclass
-class VideoReport:
-    """What a run measured.
+class Camera:
+    """A source and what happens with its frames.
 
     Attributes:
-        frames: number of frames that the detector saw.
-        dropped: number of frames that a live source dropped because the detector was busy.
-        unsaved: of a live source, frames that were not saved because writing was busy; the one before stands for them.
-        detections: number in all frames.
-        latency_ms: time from capture to boxes, for each frame; of a file, whose frames wait, without the waiting.
-        stages: milliseconds of each frame: read; detect; draw and write. These three run side by side.
-        seconds: duration of the whole run.
+        source: where they come from.
+        sinks: where the annotated ones go.
+        tracker: gives identities; None = none.
+        places: lines and zones that count.
+        blur: the labels whose boxes are made unrecognisable before any output.
+        ledger: what was measured.
+        trails: where tracked objects were.
     """
 
-    frames: int = 0
-    dropped: int = 0
-    unsaved: int = 0
-    detections: int = 0
-    latency_ms: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in STAGES})
-    seconds: float = 0.0
+    source: Source
+    sinks: Sequence[Sink] = ()
+    tracker: Tracker | None = None
+    places: Sequence[Place] = ()
+    blur: frozenset[int] = frozenset()
+    ledger: Ledger = field(default_factory=Ledger)
+    trails: Trails = field(default_factory=Trails)
 
-    def summary(self) -> str:
-        """A one-line summary."""
-        if not self.frames:
-            return "no frames"
-        middle, late = np.percentile(self.latency_ms, [50, 95])
-        return (
-            f"{self.frames} frames, {self.detections} detections, {self.frames / self.seconds:.1f} frames/s, "
-            f"capture to boxes p50 {middle:.1f} ms, p95 {late:.1f} ms, {self.dropped} dropped"
-            + (f", {self.unsaved} not saved" if self.unsaved else "")
-            + "; ms per frame: "
-            + ", ".join(f"{name} {np.median(times):.1f}" for name, times in self.stages.items() if times)
-        )
+    def follow(self, number: int, frame: Frame, detections: Detections, watch: Stopwatch) -> Result:
+        """The result for a frame: with identities, events and trails, if they are wanted."""
+        if self.tracker is None:
+            return Result(number, frame, detections, [], [], watch)
+        detections = self.tracker.update(detections, frame.seconds)
+        events = [event for place in self.places for event in place.update(detections, frame.seconds)]
+        trails = self.trails.update(detections, frame.seconds)
+        watch.lap("track")
+        return Result(number, frame, detections, events, trails, watch)
 
 
 def open_file_sink(source: Source, path: Path) -> Sink:
@@ -77,119 +74,106 @@ def open_file_sink(source: Source, path: Path) -> Sink:
         if (path / read.name if into_folder else path).resolve() == read.resolve():
             raise InputError(f"{path}: would overwrite {read}, which is being read; choose another path")
     if source.fps is not None:
-        return VideoSink(path, source.fps)
+        return VideoSink(path, source.fps, audio_of=None if source.live or not source.paths else source.paths[0])
     return FolderSink(path) if into_folder else ImageSink(path)
 
 
 def run_video(
-    source: Source,
+    cameras: Sequence[Camera],
     predictor: Predictor,
-    sinks: Sequence[Sink],
     *,
-    on_frame: Callable[[Frame, Detections], None] | None = None,
-) -> VideoReport:
-    """Runs until the source ends or the user closes the window; source and sinks are always closed.
+    window: WindowSink | None = None,
+    on_result: Callable[[Result], None] | None = None,
+) -> float:
+    """Runs until all sources end or the user closes the window; sources and sinks are always closed.
 
-    Reading, detecting, and drawing with writing are three threads. Of a file they use every frame; of a live source
-    each takes the newest one. A window is drawn by the thread that calls this, as window systems demand.
+    Each source is read by a thread and each camera's output is drawn and written by another. Of a file they use every
+    frame; of a live source each takes the newest one. The window is drawn by the thread that calls this, as window
+    systems demand.
+
+    Returns:
+        The duration in seconds; what was measured is in each camera's ledger.
 
     Raises:
         InputError: a frame cannot be read or written.
     """
-    report, started = VideoReport(), time.perf_counter()
-    windows = [sink for sink in sinks if isinstance(sink, WindowSink)]
-    files = [sink for sink in sinks if not isinstance(sink, WindowSink)]
+    started = time.perf_counter()
     with ExitStack() as stack:
-        for window in windows:
+        if window is not None:
             stack.callback(window.close)
-        frames, close_source = _read_ahead(source, report)
-        stack.callback(close_source)
-        output = _Output(files, predictor, report)
-        consumer = Consumer(output.use, waiting=1 if source.live else FILE_QUEUE, newest=source.live)
-        stack.callback(lambda: consumer.close() and [sink.close() for sink in files])
-        for frame in frames:
-            begun = time.perf_counter()
-            detections = predictor.predict(frame.image)
-            ended = time.perf_counter()
-            report.stages["detect"].append((ended - begun) * 1000)
-            report.latency_ms.append((ended - (frame.captured if source.live else begun)) * 1000)
-            report.frames += 1
-            report.detections += len(detections)
-            if on_frame is not None:
-                on_frame(frame, detections)
-            if files:
-                consumer.belt.put((frame, detections))
-            if _shown(windows, frame, detections, predictor, report):
-                break
-        consumer.finish()
-        report.dropped, report.unsaved = source.dropped, consumer.belt.dropped
-    report.seconds = time.perf_counter() - started
-    return report
-
-
-def _read_ahead(source: Source, report: VideoReport) -> tuple[Iterable[Frame], Callable[[], None]]:
-    """A source's frames, read by a thread, and what closes it when that thread has left it."""
-    frames = _timed(source, report)
-    if source.live:  # it has a thread already
-        return frames, source.close
-    feeder = Feeder(frames, ahead=FILE_QUEUE)
-
-    def close() -> None:
-        if feeder.close():
-            source.close()
-
-    return feeder.belt, close
-
-
-def _timed(source: Source, report: VideoReport) -> Iterator[Frame]:
-    """The frames of a source; how long each took to read is noted."""
-    begun = time.perf_counter()
-    for frame in source:
-        report.stages["read"].append((time.perf_counter() - begun) * 1000)
-        yield frame
-        begun = time.perf_counter()
+        intake = Intake([camera.source for camera in cameras])
+        stack.callback(intake.close)
+        outputs = [_Output(camera, predictor) for camera in cameras]
+        for output in outputs:
+            stack.callback(output.close)
+        for number, frame in intake:
+            camera, watch = cameras[number], Stopwatch(frame.captured)
+            watch.lap("wait")
+            detections = predictor.predict_batch([frame.image], on_stage=watch.lap)[0]
+            result = camera.follow(number, frame, detections, watch)
+            waited_ms = 0.0 if camera.source.live else watch.laps["wait"]  # frames of a file wait as they must
+            camera.ledger.add_boxes(watch.total_ms - waited_ms, len(result.detections))
+            camera.ledger.dropped = intake.dropped[number]
+            if on_result is not None:
+                on_result(result)
+            outputs[number].put(result)
+            if window is not None:
+                window.show(number, _with_rate(annotate(result, camera, predictor), camera.ledger))
+                if window.quit:
+                    break
+        for output in outputs:
+            output.finish()
+    return time.perf_counter() - started
 
 
 class _Output:
-    """Draws and writes frames, in their order."""
+    """Draws and writes a camera's frames in their order, in a thread of its own."""
 
-    def __init__(
-        self,
-        sinks: Sequence[Sink],
-        predictor: Predictor,
-        report: VideoReport,
-    ) -> None:
-        self._sinks, self._predictor, self._report = sinks, predictor, report
-        self._last_index = -1
+    def __init__(self, camera: Camera, predictor: Predictor) -> None:
+        self._camera, self._predictor = camera, predictor
+        live = camera.source.live
+        self._consumer = Consumer(self._use, waiting=1 if live else WAITING_FRAMES, newest=live)
 
-    def use(self, item: tuple[Frame, Detections]) -> None:
+    def put(self, result: Result) -> None:
+        """Takes a frame. Raises: InputError: one before it could not be written."""
+        self._consumer.belt.put(result)
+
+    def _use(self, result: Result) -> None:
         """Draws once and passes the image to all sinks. Raises: InputError: it cannot be written."""
-        frame, detections = item
-        begun = time.perf_counter()
-        annotated = draw(frame.image, detections, self._predictor.class_names)
-        drawn = time.perf_counter()
-        for sink in self._sinks:
-            copies = frame.index - self._last_index if isinstance(sink, VideoSink) else 1
-            for _ in range(copies):  # a recording keeps the camera's frame rate, also where frames were dropped
-                sink.write(annotated, frame.name)
-        self._last_index = frame.index
-        self._report.stages["draw"].append((drawn - begun) * 1000)
-        self._report.stages["write"].append((time.perf_counter() - drawn) * 1000)
+        camera, watch = self._camera, result.watch
+        watch.lap("queue")
+        wanted = [sink for sink in camera.sinks if sink.wants(result)]
+        if wanted:
+            annotated = annotate(result, camera, self._predictor)
+            watch.lap("draw")
+            for sink in wanted:
+                sink.write(annotated, result)
+            watch.lap("encode")
+        camera.ledger.add_stages(result.frame.read_ms, watch.laps)
+
+    def finish(self) -> None:
+        """Waits until every frame was written. Raises: InputError: one could not be written."""
+        self._consumer.finish()
+        self._camera.ledger.unsaved = self._consumer.belt.dropped
+
+    def close(self) -> None:
+        """Closes the files, unless the thread hangs in one."""
+        if self._consumer.close():
+            for sink in self._camera.sinks:
+                sink.close()
 
 
-def _shown(
-    windows: Sequence[WindowSink], frame: Frame, detections: Detections, predictor: Predictor, report: VideoReport
-) -> bool:
-    """Shows a frame in the windows; whether the user has closed one."""
-    for window in windows:
-        rate = 1000 / float(np.mean(report.latency_ms[-30:]))
-        window.write(_with_rate(draw(frame.image, detections, predictor.class_names), rate), frame.name)
-    return any(window.quit for window in windows)
+def annotate(result: Result, camera: Camera, predictor: Predictor) -> Image:
+    """The frame with blurred objects, boxes, lines and counts. Nothing else may show a frame to anyone."""
+    image, detections = result.frame.image, result.detections
+    if camera.blur:
+        image = blur(image, detections.boxes_xyxy[np.isin(detections.labels, list(camera.blur))])
+    image = draw_trails(draw(image, detections, predictor.class_names), result.trails)
+    return draw_places(image, camera.places)
 
 
-def _with_rate(image: Image, frames_per_second: float) -> Image:
-    canvas = image.copy()
-    text = f"{frames_per_second:.0f} fps"
+def _with_rate(image: Image, ledger: Ledger) -> Image:
+    text = f"{ledger.frames_per_second:.0f} fps"
     for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-        cv2.putText(canvas, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, color, thickness, cv2.LINE_AA)
-    return canvas
+        cv2.putText(image, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, color, thickness, cv2.LINE_AA)
+    return image

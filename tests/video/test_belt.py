@@ -2,37 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-
 import pytest
 
-from detector.video.belt import Belt, Consumer, Feeder
-
-
-def test_stages_work_at_the_same_time() -> None:
-    """The output has the first item, the caller the second and the source the third: all three meet."""
-    together = threading.Barrier(3, timeout=20)
-    used: list[int] = []
-
-    def source() -> Iterator[int]:
-        for number in range(5):
-            if number == 2:
-                together.wait()
-            yield number
-
-    def use(number: int) -> None:
-        if number == 0:
-            together.wait()
-        used.append(number)
-
-    feeder, consumer = Feeder(source(), ahead=4), Consumer(use, waiting=4)
-    for number in feeder.belt:
-        if number == 1:
-            together.wait()
-        assert consumer.belt.put(number)
-    consumer.finish()
-    assert used == list(range(5)), "every frame, in order"
+from detector.video.belt import Belt, Consumer
 
 
 def test_what_waits_is_used_before_closing() -> None:
@@ -53,18 +25,6 @@ def test_a_live_belt_keeps_the_newest() -> None:
     assert belt.dropped == 4
 
 
-def test_an_error_of_the_source_arrives_after_its_items() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise OSError("unplugged")
-
-    feeder = Feeder(broken(), ahead=4)
-    seen: list[int] = []
-    with pytest.raises(OSError, match="unplugged"):
-        seen.extend(number for number in feeder.belt)
-    assert seen == [1]
-
-
 def test_an_error_of_the_output_stops_the_others() -> None:
     def full(_: int) -> None:
         raise OSError("disk full")
@@ -76,9 +36,11 @@ def test_an_error_of_the_output_stops_the_others() -> None:
         consumer.finish()
 
 
-def test_stopping_frees_a_thread_that_waits() -> None:
-    before = threading.active_count()
-    feeder = Feeder(iter(range(1000)), ahead=2)
-    assert next(iter(feeder.belt)) == 0
-    assert feeder.close()
-    assert threading.active_count() == before
+def test_waiting_for_an_item_ends_in_time() -> None:
+    belt: Belt[int] = Belt(1)
+    assert belt.get(0.01) is None
+    assert not belt.ended
+    belt.put(1)
+    belt.end()
+    assert belt.get(0.01) == 1
+    assert belt.ended

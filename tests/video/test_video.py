@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import struct
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -13,11 +17,19 @@ import numpy as np
 import pytest
 
 from detector.data.synthetic import write_video
+from detector.data.video_file import VideoFile
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
-from detector.video.pipeline import VideoReport, open_file_sink, run_video
-from detector.video.sink import FolderSink, ImageSink, VideoSink, WindowSink
-from detector.video.source import LiveSource, open_source, without_password
+from detector.structures import Detections, Image
+from detector.video.frame import Frame, Result
+from detector.video.ledger import Ledger, Stopwatch
+from detector.video.media import Media
+from detector.video.pipeline import Camera, open_file_sink, run_video
+from detector.video.sink import FileSink, FolderSink, ImageSink, VideoSink, WindowSink
+from detector.video.source import open_source, without_password
+
+av = pytest.importorskip("av")
+BLACK = np.zeros((4, 4, 3), np.uint8)
 
 
 @pytest.fixture
@@ -63,7 +75,7 @@ def test_folder_glob_and_image(tmp_path: Path) -> None:
     [
         ("cam99", "cam99: no such camera"),
         ("none.mp4", "no such file; expected cam0"),
-        ("rtsp://127.0.0.1:1/x", "the stream cannot be opened"),
+        ("rtsp://127.0.0.1:1/x", "cannot be opened as a video"),
         ("*.nothing", "no images found"),
     ],
 )
@@ -77,84 +89,107 @@ def test_a_missing_source_is_a_one_line_error(
 
 def test_a_file_that_is_not_a_video_and_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(InputError, match="is not a video"):
+    with pytest.raises(InputError, match="cannot be opened as a video"):
         open_source(str(tmp_path / "text.mp4"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no images found"):
         open_source(str(tmp_path / "empty"))
 
 
-class SteppedCamera:
-    """Gives ten frames; the second waits until `go` is set, and what comes after the fifth waits for `end`."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.released = False
-        self.go, self.five_read, self.end = threading.Event(), threading.Event(), threading.Event()
-
-    def isOpened(self) -> bool:  # noqa: N802 (OpenCV's name)
-        return True
-
-    def get(self, _: int) -> float:
-        return 0.0
-
-    def read(self) -> tuple[bool, np.ndarray]:
-        if self.count == 1:
-            self.go.wait(60)
-        if self.count == 5:
-            self.five_read.set()
-            self.end.wait(60)
-        self.count += 1
-        return self.count <= 6, np.full((4, 4, 3), self.count, np.uint8)
-
-    def release(self) -> None:
-        self.released = True
-
-
-def test_a_live_source_gives_the_newest_frame_and_counts_the_others() -> None:
-    camera = SteppedCamera()
-    source = LiveSource(camera, "cam0")  # type: ignore[arg-type]
-    frames = iter(source)
-    assert next(frames).index == 0
-    camera.go.set()
-    assert camera.five_read.wait(60)  # meanwhile four more frames came
-    newest = next(frames)
-    assert (newest.index, newest.image[0, 0, 0], source.dropped) == (4, 5, 3)
-    camera.end.set()
-    assert [frame.index for frame in frames] == [5]
-    source.close()
-    assert camera.released
+def result_of(image: Image, name: str = "", seconds: float = 0.0) -> Result:
+    """A frame without detections."""
+    return Result(0, Frame(image, name, 0, 0.0, seconds), Detections(), [], [], Stopwatch(0.0))
 
 
 def test_pipeline_saves_and_reports(clip: Path, trained_run: Path, tmp_path: Path) -> None:
     predictor = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=3)
     names: list[str] = []
     sinks = [VideoSink(tmp_path / "out" / "o.mp4", 10), ImageSink(tmp_path / "grid.jpg")]
-    report = run_video(open_source(str(clip)), predictor, sinks, on_frame=lambda frame, found: names.append(frame.name))
-    assert (report.frames, report.detections, len(names)) == (7, 21, 7)
-    assert "7 frames" in report.summary()
-    assert "p95" in report.summary()
+    camera = Camera(open_source(str(clip)), sinks)
+    seconds = run_video([camera], predictor, on_result=lambda result: names.append(result.frame.name))
+    assert (camera.ledger.frames, camera.ledger.detections, len(names)) == (7, 21, 7)
+    assert "7 frames" in camera.ledger.summary(seconds)
+    figures = camera.ledger.figures()
+    assert {"fit", "network", "decode", "draw", "encode"} <= figures["stages_ms"].keys()
     saved = list(open_source(str(tmp_path / "out" / "o.mp4")))
     assert len(saved) == 7
     grid = cv2.imread(str(tmp_path / "grid.jpg"))
     assert grid is not None
     assert grid.shape[1] == 4 * 324 + 4
-    assert VideoReport().summary() == "no frames"
+    assert Ledger().summary(1.0) == "no frames"
+
+
+def test_the_stages_add_up_to_the_whole(clip: Path, trained_run: Path, tmp_path: Path) -> None:
+    """Each stage is a lap from the end of the one before, so no time is lost between them."""
+    predictor = Predictor(trained_run / "best.safetensors")
+    watches: list[tuple[Stopwatch, float]] = []
+    ends: dict[int, float] = {}
+
+    class Probe(FileSink):
+        def write(self, image: Image, result: Result) -> None:
+            ends[result.frame.index] = time.perf_counter()
+
+    camera = Camera(open_source(str(clip)), [Probe()])
+    run_video([camera], predictor, on_result=lambda result: watches.append((result.watch, result.frame.captured)))
+    for index, (watch, captured) in enumerate(watches):
+        whole = (ends[index] - captured) * 1000
+        assert sum(watch.laps.values()) == pytest.approx(whole, rel=0.02, abs=0.5)
+
+
+def test_two_sources_share_the_detector(clip: Path, trained_run: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "other.mp4", (96, 128), seed=1, num_frames=4)
+    predictor = Predictor(trained_run / "best.safetensors")
+    order: list[int] = []
+    cameras = [
+        Camera(open_source(str(path)), [VideoSink(tmp_path / f"{n}.mp4", 15)])
+        for n, path in enumerate((clip, tmp_path / "other.mp4"))
+    ]
+    run_video(cameras, predictor, on_result=lambda result: order.append(result.camera))
+    assert [order.count(0), order.count(1)] == [7, 4]
+    assert [len(list(open_source(str(tmp_path / f"{n}.mp4")))) for n in (0, 1)] == [7, 4]
+
+
+def test_a_full_disk_ends_the_run(clip: Path, trained_run: Path, tmp_path: Path) -> None:
+    class Full(FileSink):
+        def write(self, image: Image, result: Result) -> None:
+            raise InputError("out.mp4: cannot be written: No space left on device")
+
+    before = threading.active_count()
+    with pytest.raises(InputError, match="No space left"):
+        run_video([Camera(open_source(str(clip)), [Full()])], Predictor(trained_run / "best.safetensors"))
+    assert threading.active_count() == before
+
+
+def test_what_is_blurred_is_blurred_in_every_output(clip: Path, trained_run: Path) -> None:
+    predictor = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=1)
+    seen: list[Image] = []
+
+    class Probe(FileSink):
+        def write(self, image: Image, result: Result) -> None:
+            x1, y1, x2, y2 = result.detections.boxes_xyxy[0].astype(int)
+            seen.append(image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2])
+            seen.append(result.frame.image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2])
+
+    run_video([Camera(open_source(str(clip)), [Probe()], blur=frozenset({0, 1, 2}))], predictor)
+    for shown, original in zip(seen[::2], seen[1::2], strict=True):
+        if shown.size:
+            distinct = [len(np.unique(each.reshape(-1, 3), axis=0)) for each in (shown, original)]
+            assert distinct[0] < 150 <= distinct[1] or distinct[0] < distinct[1] / 3, "a mosaic, its caption and box"
 
 
 def test_folder_sink_keeps_names(tmp_path: Path) -> None:
     sink = FolderSink(tmp_path / "out")
-    sink.write(np.full((5, 6, 3), (250, 0, 0), np.uint8), "x.png")
+    sink.write(np.full((5, 6, 3), (250, 0, 0), np.uint8), result_of(BLACK, "x.png"))
     sink.close()
     saved = cv2.imread(str(tmp_path / "out" / "x.png"))
     assert saved is not None
     assert saved[0, 0].tolist() == [0, 0, 250], "BGR on disk"
     with pytest.raises(InputError, match="cannot be written"):
-        sink.write(np.zeros((5, 6, 3), np.uint8), "x.strange")
+        sink.write(np.zeros((5, 6, 3), np.uint8), result_of(BLACK, "x.strange"))
 
 
 def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"saved as .mp4"):
+    with pytest.raises(InputError, match=r"saved as .mkv, .mov, .mp4"):
         VideoSink(tmp_path / "x.jpg", 10)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -190,12 +225,12 @@ def test_a_file_that_exists_is_never_a_pattern(tmp_path: Path) -> None:
 
 
 def clip_with_a_hole(path: Path) -> Path:
-    """Ten frames, of which the fourth and fifth cannot be decoded."""
-    sink = VideoSink(path, 10)
+    """Ten frames by another encoder, of which the fourth and fifth cannot be decoded."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
     rng = np.random.default_rng(0)
     for _ in range(10):
-        sink.write(rng.integers(0, 255, (64, 64, 3), np.uint8))
-    sink.close()
+        writer.write(rng.integers(0, 255, (64, 64, 3), np.uint8))
+    writer.release()
     content = bytearray(path.read_bytes())
     starts = [
         match.start() + 8 for match in re.finditer(rb"00dc", bytes(content)) if content[match.start() + 8] == 0xFF
@@ -209,7 +244,9 @@ def clip_with_a_hole(path: Path) -> Path:
 def test_a_frame_that_cannot_be_decoded_is_not_the_end(tmp_path: Path) -> None:
     source = open_source(str(clip_with_a_hole(tmp_path / "hole.avi")))
     assert len(list(source)) == 8
-    assert [problem.rpartition("/")[2] for problem in source.problems] == ["hole.avi: 8 of its 10 frames could be read"]
+    assert [problem.rpartition("/")[2] for problem in source.problems] == [
+        "hole.avi: 2 of its 10 frames could not be read"
+    ]
 
 
 def test_images_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> None:
@@ -223,25 +260,124 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
         list(open_source(str(tmp_path)))
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_odd_sides_are_padded(tmp_path: Path, suffix: str) -> None:
-    sink = VideoSink(tmp_path / f"odd{suffix}", 10)
-    sink.write(np.full((65, 97, 3), 200, np.uint8))
-    sink.close()
+    file = VideoFile(tmp_path / f"odd{suffix}", 10)
+    file.write(np.full((65, 97, 3), 200, np.uint8))
+    file.close()
     (frame,) = open_source(str(tmp_path / f"odd{suffix}"))
     assert frame.image.shape == (66, 98, 3)
     assert frame.image.min() > 180
 
 
-def test_a_video_that_lacks_frames_is_an_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+TIMES = [0.0, 0.04, 0.05, 0.5, 2.0, 2.013, 3.25]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_saved_frames_keep_their_own_times(tmp_path: Path, trained_run: Path, suffix: str) -> None:
+    """A variable frame rate, through the whole pipeline; the last frame keeps its duration."""
+    file = VideoFile(tmp_path / "in.mp4", 25)
+    for number, seconds in enumerate(TIMES):
+        file.write(np.full((96, 128, 3), 20 * number, np.uint8), seconds, 0.75)
+    file.close()
+    source = open_source(str(tmp_path / "in.mp4"))
+    run_video(
+        [Camera(source, [VideoSink(tmp_path / f"out{suffix}", source.fps or 0)])],
+        Predictor(trained_run / "best.safetensors"),
+    )
+    saved = open_source(str(tmp_path / f"out{suffix}"))
+    assert [frame.seconds for frame in saved] == pytest.approx(TIMES, abs=0.001)
+    media = Media(str(tmp_path / f"out{suffix}"), "out")
+    assert media.container.duration / 1e6 == pytest.approx(4.0, abs=0.001)
+    media.close()
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_rotated_video_is_upright(tmp_path: Path, degrees: int) -> None:
+    """A phone writes the sensor's rows and a matrix that turns them; OpenCV's reader is the reference."""
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:32, :48] = (255, 0, 0)  # red, top left of what the sensor saw
+    file = VideoFile(tmp_path / "phone.mp4", 25)
+    for _ in range(3):
+        file.write(image)
+    file.close()
+    cosine, sine = round(np.cos(np.radians(degrees))), round(np.sin(np.radians(degrees)))
+    matrix = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    content = bytearray((tmp_path / "phone.mp4").read_bytes())
+    start = content.index(b"tkhd") + 44
+    content[start : start + 36] = matrix
+    (tmp_path / "phone.mp4").write_bytes(content)
+    frame = next(iter(open_source(str(tmp_path / "phone.mp4"))))
+    _, reference = cv2.VideoCapture(str(tmp_path / "phone.mp4")).read()
+    assert frame.image.shape == reference.shape
+    assert np.abs(frame.image.astype(int) - reference[..., ::-1]).max() < 30
+    corner = np.argwhere(frame.image[..., 0] > 128).mean(0) / frame.image.shape[:2]
+    expected = {0: (0.25, 0.25), 90: (0.25, 0.75), 180: (0.75, 0.75), 270: (0.75, 0.25)}[degrees]
+    assert corner == pytest.approx(expected, abs=0.05)
+
+
+def test_the_audio_of_a_file_is_kept(tmp_path: Path, trained_run: Path) -> None:
+    """Packet by packet, with the same times; what does not fit into the file is said."""
+    add_sound(tmp_path / "in.mkv", "aac")
+    source = open_source(str(tmp_path / "in.mkv"))
+    run_video(
+        [Camera(source, [open_file_sink(source, tmp_path / "out.mp4")])], Predictor(trained_run / "best.safetensors")
+    )
+    assert audio_of(tmp_path / "out.mp4") == audio_of(tmp_path / "in.mkv")
+    add_sound(tmp_path / "pcm.avi", "pcm_mulaw")
+    source = open_source(str(tmp_path / "pcm.avi"))
+    sink = open_file_sink(source, tmp_path / "pcm.mp4")
+    run_video([Camera(source, [sink])], Predictor(trained_run / "best.safetensors"))
+    assert "its audio (pcm_mulaw) does not fit into this kind of file; .mkv takes it" in sink.problems[0]
+    assert len(list(open_source(str(tmp_path / "pcm.mp4")))) == 5
+
+
+def add_sound(path: Path, codec: str) -> None:
+    """A video of half a second with a tone."""
+    container = av.open(str(path), "w")
+    video, audio = container.add_stream("libx264", rate=10), container.add_stream(codec, rate=8000)
+    video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+    audio.layout = "mono"
+    for _ in range(5):
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24")))
+    container.mux(video.encode(None))
+    layout = "fltp" if codec == "aac" else "s16"
+    samples = (np.sin(np.arange(4000) / 3) * (0.5 if codec == "aac" else 9000)).astype(
+        np.float32 if codec == "aac" else np.int16
+    )
+    frame = av.AudioFrame.from_ndarray(samples[None], format=layout, layout="mono")
+    frame.sample_rate = 8000
+    container.mux(audio.encode(frame))
+    container.mux(audio.encode(None))
+    container.close()
+
+
+def audio_of(path: Path) -> list[tuple[int, bytes]]:
+    """Milliseconds and content of each packet."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(container.streams.audio[0]) if packet.size]
+        return [(round(float(packet.pts * packet.time_base) * 1000), bytes(packet)) for packet in packets]
+
+
+def test_a_video_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
     (tmp_path / "out.mp4").write_bytes(b"an older one")
-    sink = VideoSink(tmp_path / "out.mp4", 10)
-    sink.write(np.zeros((64, 64, 3), np.uint8))
-    sink._count = 60  # as if the disk had swallowed the others
-    with pytest.raises(InputError, match=r"out.mp4: 1 of 60 frames were written; is the disk full\?"):
-        sink.close()
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from detector.data.video_file import VideoFile\n"
+        "from detector.errors import InputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "file, rng = VideoFile(Path(sys.argv[1]), 10), np.random.default_rng(0)\n"
+        "try:\n"
+        "    for _ in range(60): file.write(rng.integers(0, 255, (256, 256, 3), np.uint8))\n"
+        "    file.close()\n"
+        "except InputError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out.mp4")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "out.mp4: cannot be written: File too large" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
 
@@ -254,12 +390,13 @@ def test_an_image_that_cannot_be_written_is_an_error_and_leaves_nothing(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"x.png: cannot be written: No space left on device"):
-        FolderSink(tmp_path).write(np.zeros((5, 6, 3), np.uint8), "x.png")
+        FolderSink(tmp_path).write(np.zeros((5, 6, 3), np.uint8), result_of(BLACK, "x.png"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_passwords_are_not_shown() -> None:
     assert without_password("rtsp://user:secret@host:554/stream") == "rtsp://host:554/stream"
+    assert without_password("rtsp://user:s@cr@t@host/stream?password=x") == "rtsp://host/stream"
     with pytest.raises(InputError) as refusal:
         open_source("rtsp://user:secret@127.0.0.1:1/x")
     assert "secret" not in str(refusal.value)
@@ -269,6 +406,6 @@ def test_names_that_are_not_utf8(tmp_path: Path, clip: Path) -> None:
     strange = clip.rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
     assert len(list(open_source(str(strange)))) == 7
     sink = open_file_sink(open_source(str(strange)), tmp_path / os.fsdecode(b"out\xe9/caf\xe9.mp4"))
-    sink.write(np.zeros((64, 64, 3), np.uint8), "")
+    sink.write(np.zeros((64, 64, 3), np.uint8), result_of(BLACK))
     sink.close()
     assert (tmp_path / os.fsdecode(b"out\xe9/caf\xe9.mp4")).is_file()

@@ -38,7 +38,7 @@ def test_a_window_opens(display: str) -> None:
         "from detector.video.sink import WINDOW_TITLE, WindowSink\n"
         "import cv2\n"
         "sink = WindowSink()\n"
-        "for _ in range(5): sink.write(np.full((60, 80, 3), 200, np.uint8), 'x')\n"
+        "for _ in range(5): sink.show(0, np.full((60, 80, 3), 200, np.uint8))\n"
         "assert not sink.quit\n"
         "assert cv2.getWindowProperty(WINDOW_TITLE, cv2.WND_PROP_VISIBLE) >= 1\n"
         "sink.close()\n"

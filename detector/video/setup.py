@@ -1,0 +1,100 @@
+"""From the options of the demo to cameras and to what listens to their results."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from detector.cli import print_json
+from detector.errors import InputError
+from detector.inference.folder import to_rows
+from detector.tracking.counting import CountLine, Place, Zone
+from detector.tracking.mot import mot_lines
+from detector.tracking.tracker import Tracker
+from detector.video.frame import Result, Source
+from detector.video.pipeline import Camera, open_file_sink
+from detector.video.source import open_source
+
+Listener = Callable[[Result], None]
+
+
+def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camera]:
+    """Opens every source with what the options want of it.
+
+    Raises:
+        InputError: a source cannot be opened, or an option does not fit.
+    """
+    blurred = frozenset(_label(name, class_names) for name in options.blur)
+    texts = options.video or [options.image]
+    cameras: list[Camera] = []
+    try:
+        for number, text in enumerate(texts):
+            places = _places(options, number, len(texts), class_names)
+            tracker = Tracker(score_threshold=options.score_threshold) if options.track else None
+            source = open_source(text, retries=options.retries)
+            camera = Camera(source, [], tracker, places, blurred)
+            cameras.append(camera)
+            if options.save:
+                path = options.save if len(texts) == 1 else options.save / saved_name(source, number)
+                camera.sinks = [open_file_sink(source, path)]
+    except BaseException:
+        for camera in cameras:
+            camera.source.close()
+        raise
+    return cameras
+
+
+def saved_name(source: Source, number: int) -> str:
+    """What the output of one of several sources is called: its number and its own name."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(source.name.rstrip("/")).stem).strip("_")
+    return f"{number + 1}_{stem}" + ("" if source.fps is None else ".mp4")
+
+
+def _label(name: str, class_names: Sequence[str]) -> int:
+    if name not in class_names:
+        raise InputError(f"{name}: is not a class of this model; it finds {', '.join(class_names[:20])}")
+    return class_names.index(name)
+
+
+def _places(options: Namespace, number: int, count: int, class_names: tuple[str, ...]) -> list[Place]:
+    """The lines and zones of a camera."""
+    found: list[Place] = []
+    for kind, texts in ((CountLine, options.count_line), (Zone, options.zone)):
+        for index, text in enumerate(texts, 1):
+            camera, _, points = text.rpartition(":")
+            if camera and not (camera.isdigit() and 1 <= int(camera) <= count):
+                raise InputError(f"{kind.option} {text}: there is no source {camera}; they are numbered from 1")
+            if not camera or int(camera) == number + 1:
+                found.append(kind(points, f"{kind.noun} {index}", class_names))
+    return found
+
+
+def open_listeners(
+    options: Namespace, cameras: Sequence[Camera], class_names: tuple[str, ...], stack: ExitStack
+) -> list[Listener]:
+    """What is told each result: standard output, a file of tracks; `stack` closes them.
+
+    Raises:
+        InputError: an option does not fit.
+    """
+    listeners: list[Listener] = []
+    if options.json:
+        listeners.append(lambda result: print_result(result, cameras, class_names))
+    if options.tracks is not None:
+        if len(cameras) > 1:
+            raise InputError("--tracks: a file holds the tracks of one source; run it once for each")
+        file = stack.enter_context(options.tracks.open("w"))
+        listeners.append(lambda result: print(mot_lines(result.frame.index, result.detections), end="", file=file))
+    return listeners
+
+
+def print_result(result: Result, cameras: Sequence[Camera], class_names: tuple[str, ...]) -> None:
+    """A line of JSON for a frame, and one for each event."""
+    source = {"source": cameras[result.camera].source.name} if len(cameras) > 1 else {}
+    for event in result.events:
+        print_json({**source, **event.row()})
+    frame = {"frame": result.frame.index, "name": result.frame.name, "seconds": round(result.frame.seconds, 6)}
+    print_json({**source, **frame, "detections": to_rows(result.detections, class_names)})
