@@ -48,6 +48,7 @@ IMPORT_ORDER = (
 THIRD_PARTY = {
     "timm": {"models"},
     "av": {"data", "video"},
+    "paho": {"video"},
     "starlette": {"video"},
     "uvicorn": {"video"},
     "prometheus_client": {"video"},

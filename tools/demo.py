@@ -5,6 +5,7 @@ Examples:
     python tools/demo.py --video street.mp4 --track --save out.mp4
     python tools/demo.py --video cam0 rtsp://user:password@host/stream --json
     python tools/demo.py --video cam0 --track --count-line 0,300,640,300
+    python tools/demo.py --video cam0 cam1 --web
     python tools/demo.py --image "images/*.jpg" --save annotated/
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.cli import Parser, add_model_arguments, announce_backend, print_json, print_note, run
+from detector.errors import InputError
 from detector.postprocess import Thresholds
 
 if TYPE_CHECKING:
@@ -92,6 +94,13 @@ def parse(arguments: list[str]) -> Namespace:
         "--score-threshold", type=float, default=Thresholds.score_threshold, help="keep higher scores (%(default)s)"
     )
     parser.add_argument("--multi-label", action="store_true", help="an object may have boxes of several classes")
+    parser.add_argument(
+        "--web",
+        nargs="?",
+        const="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="a page to watch in a browser (%(const)s); beyond this computer it needs the token that is printed",
+    )
     parser.add_argument("--blur", action="append", default=[], metavar="CLASS", help="make it unrecognisable")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each frame and event on stdout")
     tracking = parser.add_argument_group("tracking (objects keep a number over time)")
@@ -104,10 +113,28 @@ def parse(arguments: list[str]) -> Namespace:
         metavar="X1,Y1,X2,Y2",
         help="count what crosses it, in pixels; 2:X1,... for the second source only",
     )
+    tracking.add_argument(
+        "--events",
+        action="append",
+        default=[],
+        metavar="TARGET",
+        help="send what is counted to FILE.jsonl, http(s)://... or mqtt://HOST/TOPIC",
+    )
     tracking.add_argument("--zone", action="append", default=[], metavar="X1,Y1,...", help="count what is in a polygon")
+    recording = parser.add_argument_group("recording")
+    recording.add_argument("--record", type=Path, metavar="DIR", help="write annotated segments into a folder")
+    recording.add_argument("--seconds", type=float, default=60.0, help="length of a segment (%(default)g)")
+    recording.add_argument(
+        "--on", action="append", default=[], metavar="CLASS", help="only while it is seen, and 5 s before and after"
+    )
+    recording.add_argument("--record-gb", type=float, metavar="GB", help="remove the oldest recordings beyond this")
     options = parser.parse_args(arguments)
     options.track = options.track or bool(options.tracks or options.count_line or options.zone)
-    if not (options.save or options.show or options.json or options.tracks):
+    if options.seconds <= 0 or (options.record_gb is not None and options.record_gb <= 0):
+        raise InputError("--seconds, --record-gb: expected more than 0")
+    if options.events and not (options.count_line or options.zone):
+        raise InputError("--events: nothing is counted; add --count-line or --zone")
+    if not any(getattr(options, name) for name in ("save", "show", "json", "tracks", "web", "events", "record")):
         options.show = True
     return options
 

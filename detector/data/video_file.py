@@ -33,7 +33,7 @@ class VideoFile:
         path: .mp4, .mkv or .mov.
         fps: frames per second, where frames come without a time, and for the duration of the last one.
         audio_of: a file whose audio is copied, unchanged.
-        fragmented: .mp4 that can be played up to its last second after a sudden end.
+        fragmented: an .mp4 that has its name at once, and can be played up to its last second after a sudden end.
 
     Attributes:
         problems: what the file lacks, for the user.
@@ -49,7 +49,8 @@ class VideoFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.problems: list[str] = []
         self._path, self._fps, self._audio_of, self._fragmented = path, fps, audio_of, fragmented
-        self._trial = path.with_name(f".{os.getpid()}-{next(_NUMBERS)}{path.suffix.lower()}")
+        hidden = path.with_name(f".{os.getpid()}-{next(_NUMBERS)}{path.suffix.lower()}")
+        self._trial = path if fragmented else hidden
         self._container: Any = None
         self._stream: Any = None
         self._audio: _AudioCopy | None = None
@@ -110,13 +111,16 @@ class VideoFile:
         self._container = self._waiting = None
         if self._audio is not None:
             self._audio.close()
-        self._trial.replace(self._path)
+        if not self._fragmented:
+            self._trial.replace(self._path)
 
     def _open(self, width: int, height: int) -> None:
         import av
 
-        flags = "frag_keyframe+empty_moov+default_base_moof" if self._fragmented else "faststart"
-        options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": flags}
+        if self._fragmented:
+            options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        else:
+            options = {} if self._path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
         self._container = av.open(str(self._trial), "w", options=options)
         rate = Fraction(self._fps).limit_denominator(1001)
         keyframes = {"g": str(max(round(self._fps), 1))} if self._fragmented else {}

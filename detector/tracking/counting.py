@@ -108,6 +108,10 @@ class Place:
         self._sides = {key: value for key, value in self._sides.items() if seconds - value[2] < MEMORY_SECONDS}
         return events
 
+    def totals(self) -> dict[str, int]:
+        """The counts as "direction class" -> events; may be called from another thread."""
+        return {f"{direction} {name}": count for (direction, name), count in list(self.counts.items())}
+
     def inside(self) -> int:
         """The objects that are on the positive side now, as far as they are remembered."""
         return sum(side for side, *_ in self._sides.values())

@@ -6,16 +6,20 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from detector.cli import print_json
+from detector.cli import print_json, print_note
 from detector.errors import InputError
+from detector.extras import require
 from detector.inference.folder import to_rows
 from detector.tracking.counting import CountLine, Place, Zone
 from detector.tracking.mot import mot_lines
 from detector.tracking.tracker import Tracker
+from detector.video.events import Courier
 from detector.video.frame import Result, Source
 from detector.video.pipeline import Camera, open_file_sink
+from detector.video.record import Recorder
 from detector.video.source import open_source
 
 Listener = Callable[[Result], None]
@@ -40,6 +44,8 @@ def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camer
             if options.save:
                 path = options.save if len(texts) == 1 else options.save / saved_name(source, number)
                 camera.sinks = [open_file_sink(source, path)]
+            if options.record:
+                camera.sinks = [*camera.sinks, _recorder(options, source, number, class_names)]
     except BaseException:
         for camera in cameras:
             camera.source.close()
@@ -49,8 +55,26 @@ def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camer
 
 def saved_name(source: Source, number: int) -> str:
     """What the output of one of several sources is called: its number and its own name."""
+    return plain_stem(source, number) + ("" if source.fps is None else ".mp4")
+
+
+def plain_stem(source: Source, number: int) -> str:
+    """A source's number and name, as a part of a file's name."""
     stem = re.sub(r"[^\w.-]+", "_", Path(source.name.rstrip("/")).stem).strip("_")
-    return f"{number + 1}_{stem}" + ("" if source.fps is None else ".mp4")
+    return f"{number + 1}_{stem}"
+
+
+def _recorder(options: Namespace, source: Source, number: int, class_names: Sequence[str]) -> Recorder:
+    if source.fps is None:
+        raise InputError("--record: is for cameras and videos, not for images")
+    return Recorder(
+        options.record,
+        plain_stem(source, number),
+        source.fps,
+        segment_seconds=options.seconds,
+        labels=frozenset(_label(name, class_names) for name in options.on) or None,
+        max_bytes=round(options.record_gb * 1e9) if options.record_gb else None,
+    )
 
 
 def _label(name: str, class_names: Sequence[str]) -> int:
@@ -88,7 +112,39 @@ def open_listeners(
             raise InputError("--tracks: a file holds the tracks of one source; run it once for each")
         file = stack.enter_context(options.tracks.open("w"))
         listeners.append(lambda result: print(mot_lines(result.frame.index, result.detections), end="", file=file))
+    for target in options.events:
+        courier = Courier(target)
+        stack.callback(_end_courier, courier, cameras[0])
+        listeners.append(partial(_send_events, courier, cameras))
+    if options.web is not None:
+        listeners.append(_serve(options.web, cameras, class_names, stack))
     return listeners
+
+
+def _send_events(courier: Courier, cameras: Sequence[Camera], result: Result) -> None:
+    for event in result.events:
+        courier.put({"source": cameras[result.camera].source.name, **event.row()})
+
+
+def _end_courier(courier: Courier, camera: Camera) -> None:
+    if lost := courier.close():
+        camera.source.problems.append(lost)
+
+
+def _serve(address: str, cameras: Sequence[Camera], class_names: tuple[str, ...], stack: ExitStack) -> Listener:
+    """Starts the page for a browser."""
+    for module in ("starlette", "uvicorn", "websockets", "prometheus_client"):
+        require(module, "--web")
+    from detector.video.web.hub import Hub, WebSink
+    from detector.video.web.server import WebServer, parse_address
+
+    hub = Hub(cameras, class_names)
+    for number, camera in enumerate(cameras):
+        camera.sinks = [*camera.sinks, WebSink(hub, number)]
+    server = WebServer(hub, *parse_address(address))
+    stack.callback(server.close)
+    print_note(f"watch at {server.url}")
+    return hub.put_result
 
 
 def print_result(result: Result, cameras: Sequence[Camera], class_names: tuple[str, ...]) -> None:

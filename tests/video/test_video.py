@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 
 from detector.data.synthetic import write_video
 from detector.data.video_file import VideoFile
@@ -409,3 +410,16 @@ def test_names_that_are_not_utf8(tmp_path: Path, clip: Path) -> None:
     sink.write(np.zeros((64, 64, 3), np.uint8), result_of(BLACK))
     sink.close()
     assert (tmp_path / os.fsdecode(b"out\xe9/caf\xe9.mp4")).is_file()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_a_browser_plays_a_saved_video_to_its_end(tmp_path: Path) -> None:
+    file = VideoFile(tmp_path / "out.mp4", 25)
+    for number, seconds in enumerate(TIMES):
+        file.write(np.full((96, 128, 3), 30 * number, np.uint8), seconds, 0.25)
+    file.close()
+    (tmp_path / "page.html").write_text('<video src="out.mp4" autoplay muted></video>')
+    with Browser(tmp_path / "profile", (tmp_path / "page.html").as_uri()) as browser:
+        browser.wait_for("document.querySelector('video').ended", 30)
+        assert browser.evaluate("document.querySelector('video').duration") == pytest.approx(3.5, abs=0.001)
+        assert browser.evaluate("document.querySelector('video').videoWidth") == 128

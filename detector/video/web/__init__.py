@@ -1,0 +1,1 @@
+"""Watching the cameras in a browser."""

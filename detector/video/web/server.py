@@ -1,0 +1,261 @@
+"""The server: a page, pictures by WebSocket or MJPEG, results, health and metrics. Starlette and uvicorn, an extra."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from detector.errors import InputError
+from detector.video.web.hub import Hub
+
+PAGE = Path(__file__).with_name("page.html")
+BOUNDARY = "frame"
+TOKEN_VARIABLE = "DETECTOR_TOKEN"  # noqa: S105 (its name)
+START_SECONDS = 10.0
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port. Args: text: "HOST:PORT", "HOST", ":PORT" or "PORT". Raises: InputError."""
+    host, colon, port = text.rpartition(":") if not text.isdigit() else ("", ":", text)
+    if not colon:
+        host, port = text, "8000"
+    if not port.isdigit() or int(port) > 65535:
+        raise InputError(f"--web {text}: expected HOST:PORT, such as 127.0.0.1:8000")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class WebServer:
+    """Serves a hub in a thread of its own, from its creation until `close`.
+
+    Beyond loopback, requests need the token of the environment variable DETECTOR_TOKEN, or one that is made here.
+
+    Attributes:
+        url: the page, with the token if there is one.
+
+    Raises:
+        InputError: the address is not free.
+    """
+
+    def __init__(self, hub: Hub, host: str, port: int) -> None:
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        if not token and not is_loopback(host):
+            token = secrets.token_urlsafe(16)
+        try:
+            self._socket = socket.create_server((host, port), family=_family(host))
+        except OSError as error:
+            raise InputError(f"--web {host}:{port}: {error.strerror or error}") from error
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        app = Guard(build_app(hub), token, loopback=is_loopback(host))
+        config = uvicorn.Config(
+            app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off"
+        )
+        self._server = uvicorn.Server(config)
+        self._hub = hub
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self._hub.serve_in(asyncio.get_running_loop())
+            await self._server.serve(sockets=[self._socket])
+
+        asyncio.run(serve())
+
+    def close(self) -> None:
+        """Ends every connection and the thread."""
+        self._server.should_exit = True
+        self._thread.join(3)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+class Guard:
+    """Refuses strangers: without the token; on loopback, what another site's page sends (DNS rebinding included)."""
+
+    def __init__(self, app: ASGIApp, token: str, *, loopback: bool) -> None:
+        self._app, self._token, self._loopback = app, token, loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reason = self._refusal(scope)
+        if not reason:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocket(scope, receive, send).close(1008, reason)
+        else:
+            await PlainTextResponse(f"{reason}\n", 403 if self._token == "" else 401)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return "the request comes from another site's page"
+        if self._loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            return "the host of the request is not this computer"
+        if self._token:
+            given = Request({**scope, "type": "http"}).query_params.get("token", "")
+            given = given or headers.get("authorization", "").removeprefix("Bearer ")
+            if not secrets.compare_digest(given.encode(), self._token.encode()):
+                return f"expected the token, as ?token=... or Authorization: Bearer ...; see {TOKEN_VARIABLE}"
+        return ""
+
+
+def build_app(hub: Hub) -> Starlette:
+    """The ASGI application."""
+    registry = CollectorRegistry()
+    registry.register(_Metrics(hub))
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(PAGE.read_text())
+
+    async def state(_: Request) -> Response:
+        return JSONResponse(hub.state())
+
+    async def health(_: Request) -> Response:
+        rows = hub.state()
+        cameras = [{name: row[name] for name in ("source", "state", "fresh")} for row in rows]
+        good = any(row["fresh"] for row in rows)
+        return JSONResponse({"ok": good, "cameras": cameras}, 200 if good else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    async def mjpeg(request: Request) -> Response:
+        camera = request.path_params["camera"]
+        if camera >= len(hub.cameras):
+            return PlainTextResponse("no such camera\n", 404)
+
+        async def parts() -> AsyncIterator[bytes]:
+            async with hub.pictures(camera) as pictures:
+                async for picture in pictures:
+                    head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture) - 8}\r\n\r\n"
+                    yield head.encode() + picture[8:] + b"\r\n"
+
+        return StreamingResponse(parts(), media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+
+    async def events(_: Request) -> Response:
+        async def lines() -> AsyncIterator[str]:
+            async with hub.lines() as listener:
+                while True:
+                    for line in await listener.take():
+                        yield f"data: {json.dumps(line)}\n\n"
+
+        return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def pictures(websocket: WebSocket) -> None:
+        camera = websocket.path_params["camera"]
+        if camera >= len(hub.cameras):
+            await websocket.close(1008, "no such camera")
+            return
+        await websocket.accept()
+        gone = asyncio.ensure_future(_until_gone(websocket))
+        try:
+            async with hub.pictures(camera) as newest:
+                sending = asyncio.ensure_future(_send_all(websocket, newest))
+                await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+                sending.cancel()
+        finally:
+            gone.cancel()
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/state", state),
+            Route("/healthz", health),
+            Route("/metrics", metrics),
+            Route("/stream/{camera:int}.mjpg", mjpeg),
+            Route("/events", events),
+            WebSocketRoute("/ws/{camera:int}", pictures),
+        ]
+    )
+
+
+async def _until_gone(websocket: WebSocket) -> None:
+    """Returns when the viewer has closed its side."""
+    try:
+        while True:
+            await websocket.receive()
+    except (WebSocketDisconnect, RuntimeError):
+        return
+
+
+async def _send_all(websocket: WebSocket, newest: AsyncIterator[bytes]) -> None:
+    try:
+        async for picture in newest:
+            await websocket.send_bytes(picture)  # waits for a slow viewer; the next picture is the newest then
+    except (WebSocketDisconnect, RuntimeError, OSError):
+        return
+
+
+class _Metrics:
+    """The ledgers in the words of Prometheus, read when they are asked for."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def collect(self) -> list[Metric]:
+        """All metrics now."""
+        label = ["camera", "source"]
+        frames = CounterMetricFamily("detector_frames", "frames that the detector saw", labels=label)
+        dropped = CounterMetricFamily("detector_frames_dropped", "frames replaced by newer ones", labels=label)
+        unsaved = CounterMetricFamily("detector_frames_unsaved", "frames detected, but not drawn", labels=label)
+        found = CounterMetricFamily("detector_detections", "detections", labels=label)
+        reconnects = CounterMetricFamily("detector_reconnects", "times a lost source came back", labels=label)
+        rate = GaugeMetricFamily("detector_frames_per_second", "of the last frames", labels=label)
+        up = GaugeMetricFamily("detector_source_up", "1 while frames arrive", labels=label)
+        viewers = GaugeMetricFamily("detector_viewers", "browsers that watch", labels=label)
+        parts = [*label, "stage", "quantile"]
+        stages = GaugeMetricFamily("detector_stage_seconds", "of the last frames", labels=parts)
+        counts = CounterMetricFamily("detector_count", "events at lines and zones", labels=[*label, "place", "what"])
+        for number, row in enumerate(self._hub.state()):
+            source = [str(number), row["source"]]
+            for family, value in (
+                (frames, row["frames"]),
+                (dropped, row["dropped"]),
+                (unsaved, row["unsaved"]),
+                (found, row["detections"]),
+                (reconnects, row["reconnects"]),
+                (rate, row["frames_per_second"]),
+                (up, float(row["fresh"] and row["state"] == "open")),
+                (viewers, row["viewers"]),
+            ):
+                family.add_metric(source, value)
+            for stage, times in {**row["stages_ms"], "capture_to_boxes": row["capture_to_boxes_ms"]}.items():
+                for share, milliseconds in times.items():
+                    stages.add_metric([*source, stage, f"0.{share[1:]}"], milliseconds / 1000)
+            for place, events in row["counts"].items():
+                for what, count in events.items():
+                    counts.add_metric([*source, place, what], count)
+        return [frames, dropped, unsaved, found, reconnects, rate, up, viewers, stages, counts]
