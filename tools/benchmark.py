@@ -4,6 +4,7 @@ Examples:
     python tools/benchmark.py weights/mine --data data/bccd --split test
     python tools/benchmark.py yolov4-tiny.cfg --backends openvino,opencv --precisions fp32,bf16
     python tools/benchmark.py configs/csppelee_efm.yaml --fresh preprocess.size_hw=[416,416]
+    python tools/benchmark.py yolov4-tiny --video street.mp4
     python tools/benchmark.py --table5
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --loader
     python tools/benchmark.py configs/csppelee_efm_bccd.yaml --train train.batch_size=16 preprocess.size_hw=[416,416]
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
     from detector.inference.find import Loaded
 
+MAX_VIDEO_TURNS = 3
+
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.table5:
         report, text = measure_table5(options)
+    elif options.video:
+        report, text = measure_video(options)
     elif options.loader or options.train:
         report, text = measure_training(options)
     else:
@@ -55,6 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", help="part of the data set to measure on (default: the config's data.val)")
     parser.add_argument("--size", type=int, nargs="+", help="height [width] of the input (default: as trained)")
     parser.add_argument("--out", type=Path, help="folder for benchmark.json and, with --data, latency_ap50.png")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="from file to file, with tracking and drawing")
     parser.add_argument("--loader", action="store_true", help="milliseconds for reading and augmenting, by stage")
     parser.add_argument("--train", action="store_true", help="training steps: images per second, compared with fp32")
     parser.add_argument("--table5", action="store_true", help="every detector of the paper's Table 5 at its size")
@@ -129,6 +135,22 @@ def find(options: argparse.Namespace) -> Loaded:
     if options.overrides:
         raise InputError(f"benchmark: {options.overrides[0]}: allowed only with --fresh, --loader or --train")
     return find_model(options.model, options.weights, options.names)
+
+
+def measure_video(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The rates of a video, and their text."""
+    from detector.benchmark.video import video_table, video_text
+    from detector.inference.predictor import Predictor
+    from detector.postprocess import Thresholds
+
+    backend = options.backends or None
+    thresholds = Thresholds(multi_label=False)
+    predictor = Predictor.from_loaded(find(options), thresholds, backend=backend, device=options.device)
+    threshold = Thresholds.score_threshold
+    table = video_table(
+        options.video, predictor, score_threshold=threshold, rounds=min(options.rounds, MAX_VIDEO_TURNS)
+    )
+    return table, video_text(table)
 
 
 def measure_table5(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -35,14 +35,14 @@ def main(arguments: list[str]) -> int:
 
     from detector.inference.find import find_model
     from detector.inference.predictor import Predictor
-    from detector.tracking.tracker import LOWEST_SCORE
+    from detector.tracking.tracker import lowest_score
     from detector.video.pipeline import run_video
     from detector.video.setup import open_cameras, open_listeners
     from detector.video.sink import WindowSink
 
     loaded = find_model(options.model, options.weights, options.names)
     announce_backend(options.backend)
-    lowest = min(LOWEST_SCORE, options.score_threshold) if options.track else options.score_threshold
+    lowest = lowest_score(options.track, options.score_threshold) if options.track else options.score_threshold
     thresholds = Thresholds(lowest, multi_label=options.multi_label)
     predictor = Predictor.from_loaded(loaded, thresholds, backend=options.backend, device=options.device)
     with ExitStack() as stack:
@@ -104,7 +104,13 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--blur", action="append", default=[], metavar="CLASS", help="make it unrecognisable")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each frame and event on stdout")
     tracking = parser.add_argument_group("tracking (objects keep a number over time)")
-    tracking.add_argument("--track", action="store_true", help="follow objects; implied by the options below")
+    tracking.add_argument(
+        "--track",
+        nargs="?",
+        const="ocsort",
+        choices=("ocsort", "bytetrack"),
+        help="follow objects, by OC-SORT or ByteTrack; implied by the options below",
+    )
     tracking.add_argument("--tracks", type=Path, metavar="FILE", help="write the tracks in MOT format")
     tracking.add_argument(
         "--count-line",
@@ -129,7 +135,8 @@ def parse(arguments: list[str]) -> Namespace:
     )
     recording.add_argument("--record-gb", type=float, metavar="GB", help="remove the oldest recordings beyond this")
     options = parser.parse_args(arguments)
-    options.track = options.track or bool(options.tracks or options.count_line or options.zone)
+    if options.tracks or options.count_line or options.zone:
+        options.track = options.track or "ocsort"
     if options.seconds <= 0 or (options.record_gb is not None and options.record_gb <= 0):
         raise InputError("--seconds, --record-gb: expected more than 0")
     if options.events and not (options.count_line or options.zone):

@@ -1,4 +1,4 @@
-"""Fetches a public model or data set; resumes an interrupted download. Nothing else in this project uses the network.
+"""Fetches a public model or data set; resumes an interrupted download. Nothing else in this project fetches anything.
 
 Examples:
     python tools/download.py --list

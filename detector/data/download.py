@@ -1,4 +1,4 @@
-"""Downloads public data sets. Only this module uses the network, and only when asked."""
+"""Downloads public data sets and models. Only this module fetches anything, and only when asked."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov"}
 TICKS = 90_000
 """Per second: the unit of times in a file."""
 ENCODER = "libx264"
-ENCODER_OPTIONS = {"preset": "superfast", "crf": "23", "bf": "0"}  # without B-frames, packets come in the frames' order
+ENCODER_OPTIONS = {"preset": "ultrafast", "crf": "23", "bf": "0"}  # without B-frames, packets come in the frames' order
 
 _NUMBERS = itertools.count()
 

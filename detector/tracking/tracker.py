@@ -1,8 +1,12 @@
-"""ByteTrack (Zhang et al., 2022), as the library `trackers` has it. Only this room imports the library."""
+"""OC-SORT (Cao et al., 2023) and ByteTrack (Zhang et al., 2022), as the library `trackers` has them.
+
+Only this room imports the library. Both are driven by the time of each frame.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +14,14 @@ from detector.errors import InputError
 from detector.extras import require
 from detector.structures import Detections
 
-LOWEST_SCORE = 0.1
-"""A detector that is tracked reports down to this score: weak boxes keep an identity, though they never begin one."""
+KINDS = ("ocsort", "bytetrack")
+WEAK_SCORE = 0.1
+"""ByteTrack goes down to this score: weak boxes keep an identity, though they never begin one."""
 MEMORY_SECONDS = 1.0
 FRAMES_PER_SECOND = 30.0
-"""The library's unit of motion; it does not limit the frame rate."""
+"""The library's unit of motion and of memory; it does not limit the frame rate."""
 MIN_FRAMES = 2
-MIN_IOU = 0.1
+MIN_IOU = {"ocsort": 0.2, "bytetrack": 0.1}
 
 
 class Tracker:
@@ -26,32 +31,39 @@ class Tracker:
     Its cost does not grow with the number of frames.
 
     Args:
+        kind: ocsort, which changes identities least; or bytetrack, which follows weak detections too.
         score_threshold: a box that scores this much begins an identity.
         memory_seconds: so long an identity waits for its object to be seen again.
 
     Raises:
-        InputError: the library is not installed.
+        InputError: another kind, or the library is not installed.
     """
 
-    def __init__(self, *, score_threshold: float, memory_seconds: float = MEMORY_SECONDS) -> None:
+    def __init__(self, kind: str = "ocsort", *, score_threshold: float, memory_seconds: float = MEMORY_SECONDS) -> None:
         require("trackers", "--track")
-        from trackers import ByteTrackTracker
+        from trackers import ByteTrackTracker, OCSORTTracker
 
-        self._tracker = ByteTrackTracker(
-            lost_track_buffer=round(memory_seconds * 30),  # in frames at 30 per second, whatever the rate
-            frame_rate=FRAMES_PER_SECOND,
-            track_activation_threshold=score_threshold,
-            high_conf_det_threshold=score_threshold,
-            minimum_consecutive_frames=MIN_FRAMES,
-            minimum_iou_threshold=MIN_IOU,
-        )
+        if kind not in KINDS:
+            raise InputError(f"--track: expected {' or '.join(KINDS)}, got {kind}")
+        settings: dict[str, Any] = {
+            "lost_track_buffer": round(memory_seconds * FRAMES_PER_SECOND),
+            "frame_rate": FRAMES_PER_SECOND,
+            "high_conf_det_threshold": score_threshold,
+            "minimum_consecutive_frames": MIN_FRAMES,
+            "minimum_iou_threshold": MIN_IOU[kind],
+        }
+        self._tracker: ByteTrackTracker | OCSORTTracker
+        if kind == "ocsort":
+            self._tracker = OCSORTTracker(**settings)
+        else:
+            self._tracker = ByteTrackTracker(**settings, track_activation_threshold=score_threshold)
         self._last_seconds = -np.inf
 
     def update(self, detections: Detections, seconds: float) -> Detections:
         """The detections of a frame that belong to an identity, with `track_ids`.
 
         Args:
-            detections: of the frame, down to `LOWEST_SCORE`.
+            detections: of the frame, down to `lowest_score`.
             seconds: the frame's own time; it must rise.
 
         Raises:
@@ -71,3 +83,8 @@ class Tracker:
         if found.tracker_id is not None and len(found):
             track_ids[found.data["row"]] = found.tracker_id + 1
         return replace(detections, track_ids=track_ids).take(track_ids > 0)
+
+
+def lowest_score(kind: str, score_threshold: float) -> float:
+    """Down to which score the detector must report."""
+    return min(WEAK_SCORE, score_threshold) if kind == "bytetrack" else score_threshold

@@ -65,8 +65,8 @@ class Recorder(FileSink):
             self._seen = seconds
         if seconds - self._seen <= AFTER_SECONDS:
             while self._before:
-                earlier, content = self._before.popleft()
-                bgr = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+                earlier, jpeg = self._before.popleft()
+                bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
                 assert bgr is not None, "it was encoded here"
                 self._append(np.asarray(bgr[..., ::-1], np.uint8), earlier)
             self._append(image, seconds)

@@ -37,7 +37,7 @@ def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camer
     try:
         for number, text in enumerate(texts):
             places = _places(options, number, len(texts), class_names)
-            tracker = Tracker(score_threshold=options.score_threshold) if options.track else None
+            tracker = Tracker(options.track, score_threshold=options.score_threshold) if options.track else None
             source = open_source(text, retries=options.retries)
             camera = Camera(source, [], tracker, places, blurred)
             cameras.append(camera)

@@ -13,7 +13,7 @@ from detector.errors import InputError
 from detector.structures import Detections
 from detector.tracking.counting import CountLine, Event, Zone
 from detector.tracking.mot import Tracks, measure_tracks, mot_lines, read_mot
-from detector.tracking.tracker import Tracker
+from detector.tracking.tracker import KINDS, Tracker
 
 Position = Callable[[float], tuple[float, float] | None]
 SIZE = 40.0
@@ -39,9 +39,9 @@ def seen(objects: list[Position], seconds: float) -> tuple[Detections, list[int]
     return Detections(boxes, scores, np.zeros(len(visible), np.int64)), [number for number, _ in visible]
 
 
-def identities(objects: list[Position], times: list[float]) -> dict[int, list[int]]:
+def identities(objects: list[Position], times: list[float], kind: str = "ocsort") -> dict[int, list[int]]:
     """The identities that each object had, in their order."""
-    tracker = Tracker(score_threshold=0.5)
+    tracker = Tracker(kind, score_threshold=0.5)
     had: dict[int, list[int]] = {number: [] for number in range(len(objects))}
     for seconds in times:
         given, numbers = seen(objects, seconds)
@@ -67,17 +67,19 @@ SCENES = {
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("rate", [30, 25, 10])
-def test_an_object_keeps_its_identity(scene: str, rate: int) -> None:
-    had = identities(SCENES[scene], every(1 / rate))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_keeps_its_identity(kind: str, scene: str, rate: int) -> None:
+    had = identities(SCENES[scene], every(1 / rate), kind)
     assert all(len(tracks) == 1 for tracks in had.values()), had
     assert len({tracks[0] for tracks in had.values()}) == len(had), "and shares it with no other"
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_dropped_frames_change_no_identity(scene: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_frames_change_no_identity(kind: str, scene: str) -> None:
     rng = np.random.default_rng(0)
     times = [seconds for seconds in every(1 / 25) if rng.random() < 0.5]
-    had = identities(SCENES[scene], times)
+    had = identities(SCENES[scene], times, kind)
     assert all(len(tracks) == 1 for tracks in had.values()), had
 
 
@@ -86,9 +88,10 @@ def test_who_comes_back_later_is_somebody_else() -> None:
     assert len(had[0]) == 2
 
 
-def test_the_cost_of_a_frame_does_not_grow() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cost_of_a_frame_does_not_grow(kind: str) -> None:
     """Objects come and go for 20,000 frames; nothing of them stays."""
-    tracker = Tracker(score_threshold=0.5)
+    tracker = Tracker(kind, score_threshold=0.5)
     line = CountLine("200,0,200,400", "line 1", ("thing",))
 
     def run(first: int, count: int) -> float:
