@@ -4,10 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo soak gpu-check test lint format typecheck check clean
+.PHONY: help setup demo soak live-soak gpu-check test lint format typecheck check clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## create .venv with everything in it
 
@@ -26,7 +26,10 @@ demo: $(READY)  ## train on the synthetic data, evaluate, write annotated images
 	@echo "images: weights/quickstart/images.jpg   video: weights/quickstart/video.mp4   plots: weights/quickstart/eval/"
 
 soak: $(READY)  ## kill a training 50 times at random moments and compare the bytes (6 minutes on a quiet machine)
-	$(RUN) -m pytest -m soak
+	$(RUN) -m pytest -m soak tests/train
+
+live-soak: $(READY)  ## a stream for five minutes, broken off 50 times, four cameras, twenty viewers (9 minutes)
+	$(RUN) -m pytest -m soak tests/video -s --durations=0
 
 gpu-check: $(READY)  ## compare a GPU with the CPU and measure its speed (under 8 minutes; skipped without a GPU)
 	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(RUN) -m pytest -m gpu tests/gpu --durations=0 -s -rs
