@@ -6,6 +6,7 @@ Examples:
     python tools/eval.py weights/bccd/best.safetensors --data data/coco/annotations/instances_val2017.json --json
     python tools/eval.py yolov4-tiny.cfg --weights yolov4-tiny.weights --data instances_val2017.json --images val2017
     python tools/eval.py weights/imagenet_csppeleenet --data data/imagenet --split val
+    python tools/eval.py --tracks tracks.txt --data gt.txt
     python tools/eval.py best.safetensors --data image_info_test-dev2017.json --images test2017 --submit csppelee_efm
 """
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
+    if options.tracks is not None:
+        evaluate_tracks(options)
+        return 0
 
     from detector.inference.find import find_classifier, find_model
 
@@ -54,6 +58,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--submit", metavar="NAME", help="write the zip for COCO's evaluation server instead of measuring"
     )
+    parser.add_argument("--tracks", type=Path, metavar="FILE", help="measure tracks in MOT format; --data is the truth")
     parser.add_argument("--json", nargs="?", const="-", metavar="OUT", help="metrics as JSON to OUT, or to stdout")
     return parser.parse_args(arguments)
 
@@ -104,6 +109,22 @@ def open_data(
     split = options.split or (config.data.val if config and is_own else None)
     policy = config.data.bad_labels if config else "clip"
     return open_dataset(data, split, images_dir=options.images, class_names=class_names, policy=policy)
+
+
+def evaluate_tracks(options: argparse.Namespace) -> None:
+    """Prints how good tracks are. Raises: InputError."""
+    from detector.tracking.mot import measure_tracks, read_mot
+
+    if options.data is None:
+        raise InputError("--tracks: give the truth with --data gt.txt")
+    measures = measure_tracks(read_mot(Path(options.data)), read_mot(options.tracks))
+    if options.json == "-":
+        print_json(measures)
+    else:
+        for name, value in measures.items():
+            print(f"{name:<6}{value:8.0f}" if name == "IDSW" else f"{name:<6}{value:8.3%}")
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(json.dumps(measures), encoding="utf-8")
 
 
 def print_metrics(metrics: dict[str, Any], json_out: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from detector.errors import InputError
+from detector.inference.predictor import Predictor
 from detector.structures import Detections
 from detector.tracking.counting import CountLine, Event, Zone
 from detector.tracking.mot import Tracks, measure_tracks, mot_lines, read_mot
 from detector.tracking.tracker import KINDS, Tracker
+from detector.video.source import open_source
 
 Position = Callable[[float], tuple[float, float] | None]
 SIZE = 40.0
@@ -219,3 +222,36 @@ def test_the_figures_of_trackeval(shared: Path) -> None:
     measured = measure_tracks(read_mot(folder / "gt.txt"), read_mot(folder / "test.txt"))
     printed = {"HOTA": 39.140, "DetA": 41.805, "AssA": 36.912, "MOTA": 52.646}  # by TrackEval, in percent
     assert {name: 100 * measured[name] for name in printed} == pytest.approx(printed, abs=5e-4)
+
+
+def test_the_figures_at_the_command_line(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shared / "tracking/TUD-Campus"
+    main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools/eval.py"))["main"]
+    assert main(["--tracks", str(folder / "test.txt"), "--data", str(folder / "gt.txt")]) == 0
+    assert "HOTA   39.140%" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"give the truth with --data gt\.txt"):
+        main(["--tracks", str(folder / "test.txt")])
+
+
+def test_every_second_frame_is_enough(shared: Path) -> None:
+    """A real video with a weak detector: the identities of every second frame beside those of every frame."""
+    predictor = Predictor(
+        shared / "darknet/weights/yolo-fastest-1.1.cfg", backend="openvino", score_threshold=0.5, multi_label=False
+    )
+    frames = [
+        (frame.seconds, predictor.predict(frame.image))
+        for frame in open_source(str(shared / "data/video/vtest.avi"))
+        if frame.index < 400
+    ]
+    runs = []
+    for step in (1, 2):
+        tracker = Tracker(score_threshold=0.5)
+        found = {}
+        for number in range(0, len(frames), step):
+            seconds, detections = frames[number]
+            tracked = tracker.update(detections, seconds)
+            assert tracked.track_ids is not None
+            if number % 2 == 0 and len(tracked):
+                found[number + 1] = (tracked.track_ids, tracked.boxes_xyxy.astype(np.float64))
+        runs.append(Tracks(found))
+    assert measure_tracks(*runs)["IDF1"] > 0.7
