@@ -19,7 +19,9 @@ IMPORT_ORDER = (
     "train",
     "export",
     "report",
+    "serve",
     "video",
+    "web",
     "tracking",
     "evaluate",
     "inference",
@@ -49,9 +51,9 @@ THIRD_PARTY = {
     "timm": {"models"},
     "av": {"data", "video"},
     "paho": {"video"},
-    "starlette": {"video"},
-    "uvicorn": {"video"},
-    "prometheus_client": {"video"},
+    "starlette": {"serve", "video", "web"},
+    "uvicorn": {"serve", "video"},
+    "prometheus_client": {"serve", "video"},
     "trackers": {"tracking"},
     "supervision": {"tracking"},
     "yaml": {"config"},
@@ -121,7 +123,7 @@ def test_a_predictor_needs_no_training_library() -> None:
 def test_who_uses_the_network() -> None:
     """Downloads; and what a user asks the demo for: --web and --events."""
     users = {path.name for path in FILES if imports(path) & {"urllib.request", "http.client", "requests", "socket"}}
-    assert users == {"download.py", "events.py", "server.py"}
+    assert users == {"access.py", "download.py", "events.py"}
 
 
 def test_nothing_can_run_code_from_a_file() -> None:

@@ -136,12 +136,13 @@ def _serve(address: str, cameras: Sequence[Camera], class_names: tuple[str, ...]
     for module in ("starlette", "uvicorn", "websockets", "prometheus_client"):
         require(module, "--web")
     from detector.video.web.hub import Hub, WebSink
-    from detector.video.web.server import WebServer, parse_address
+    from detector.video.web.server import WebServer
+    from detector.web import parse_address
 
     hub = Hub(cameras, class_names)
     for number, camera in enumerate(cameras):
         camera.sinks = [*camera.sinks, WebSink(hub, number)]
-    server = WebServer(hub, *parse_address(address))
+    server = WebServer(hub, *parse_address(address, "--web"))
     stack.callback(server.close)
     print_note(f"watch at {server.url}")
     return hub.put_result

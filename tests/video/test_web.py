@@ -26,7 +26,8 @@ from detector.video.frame import Frame, Result, Source
 from detector.video.ledger import Stopwatch
 from detector.video.pipeline import Camera
 from detector.video.web.hub import Hub, WebSink
-from detector.video.web.server import WebServer, parse_address
+from detector.video.web.server import WebServer
+from detector.web import parse_address
 
 FRAME = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
 
@@ -210,12 +211,12 @@ def test_beyond_this_computer_a_token_is_needed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_addresses() -> None:
-    assert parse_address("127.0.0.1:9000") == ("127.0.0.1", 9000)
-    assert parse_address("9000") == ("127.0.0.1", 9000)
-    assert parse_address("[::1]:9000") == ("::1", 9000)
+    assert parse_address("127.0.0.1:9000", "--web") == ("127.0.0.1", 9000)
+    assert parse_address("9000", "--web") == ("127.0.0.1", 9000)
+    assert parse_address("[::1]:9000", "--web") == ("::1", 9000)
     for text in ("localhost:http", "127.0.0.1:99999"):
         with pytest.raises(InputError, match=r"--web .*: expected HOST:PORT"):
-            parse_address(text)
+            parse_address(text, "--web")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="in use"):
         WebServer(Hub([], ()), "127.0.0.1", taken.getsockname()[1])
 

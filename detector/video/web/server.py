@@ -3,54 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import os
-import secrets
-import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import uvicorn
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from detector.errors import InputError
 from detector.video.web.hub import Hub
+from detector.web import Guard, is_loopback, listen, token_for
 
 PAGE = Path(__file__).with_name("page.html")
 BOUNDARY = "frame"
-TOKEN_VARIABLE = "DETECTOR_TOKEN"  # noqa: S105 (its name)
-START_SECONDS = 10.0
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Host and port. Args: text: "HOST:PORT", "HOST", ":PORT" or "PORT". Raises: InputError."""
-    host, colon, port = text.rpartition(":") if not text.isdigit() else ("", ":", text)
-    if not colon:
-        host, port = text, "8000"
-    if not port.isdigit() or int(port) > 65535:
-        raise InputError(f"--web {text}: expected HOST:PORT, such as 127.0.0.1:8000")
-    return host.strip("[]") or "127.0.0.1", int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this computer reaches it."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class WebServer:
@@ -66,20 +37,13 @@ class WebServer:
     """
 
     def __init__(self, hub: Hub, host: str, port: int) -> None:
-        token = os.environ.get(TOKEN_VARIABLE, "")
-        if not token and not is_loopback(host):
-            token = secrets.token_urlsafe(16)
-        try:
-            self._socket = socket.create_server((host, port), family=_family(host))
-        except OSError as error:
-            raise InputError(f"--web {host}:{port}: {error.strerror or error}") from error
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._socket.getsockname()[1]}/" + (f"?token={token}" if token else "")
+        self._socket, url = listen(host, port, "--web")
+        token = token_for(host)
+        self.url = url + (f"?token={token}" if token else "")
         app = Guard(build_app(hub), token, loopback=is_loopback(host))
-        config = uvicorn.Config(
-            app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off"
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off")
         )
-        self._server = uvicorn.Server(config)
         self._hub = hub
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -95,41 +59,6 @@ class WebServer:
         """Ends every connection and the thread."""
         self._server.should_exit = True
         self._thread.join(3)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-class Guard:
-    """Refuses strangers: without the token; on loopback, what another site's page sends (DNS rebinding included)."""
-
-    def __init__(self, app: ASGIApp, token: str, *, loopback: bool) -> None:
-        self._app, self._token, self._loopback = app, token, loopback
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reason = self._refusal(scope)
-        if not reason:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await WebSocket(scope, receive, send).close(1008, reason)
-        else:
-            await PlainTextResponse(f"{reason}\n", 403 if self._token == "" else 401)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> str:
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            return "the request comes from another site's page"
-        if self._loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
-            return "the host of the request is not this computer"
-        if self._token:
-            given = Request({**scope, "type": "http"}).query_params.get("token", "")
-            given = given or headers.get("authorization", "").removeprefix("Bearer ")
-            if not secrets.compare_digest(given.encode(), self._token.encode()):
-                return f"expected the token, as ?token=... or Authorization: Bearer ...; see {TOKEN_VARIABLE}"
-        return ""
 
 
 def build_app(hub: Hub) -> Starlette:

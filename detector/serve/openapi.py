@@ -1,0 +1,119 @@
+"""The description of the service for programs (OpenAPI 3.1) and for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ERROR = {"type": "object", "properties": {"error": {"type": "string"}}}
+DETECTION = {
+    "type": "object",
+    "properties": {
+        "box_xyxy": {"type": "array", "items": {"type": "number"}, "description": "pixels of the image"},
+        "score": {"type": "number"},
+        "class": {"type": "string"},
+    },
+}
+PICTURE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def describe(models: list[str]) -> dict[str, Any]:
+    """The OpenAPI document. Args: models: their names."""
+    result = {
+        "type": "object",
+        "properties": {
+            "model": {"type": "string"},
+            "height": {"type": "integer"},
+            "width": {"type": "integer"},
+            "detections": {"type": "array", "items": DETECTION},
+        },
+    }
+    errors = {
+        str(status): {"description": text, "content": {"application/json": {"schema": ERROR}}}
+        for status, text in (
+            (400, "not an image, or not as expected"),
+            (404, "no such model"),
+            (408, "the body came too slowly"),
+            (413, "too many bytes"),
+            (503, "too many requests wait; Retry-After says for how long"),
+            (504, "the deadline passed"),
+        )
+    }
+    query = [
+        {"name": "model", "in": "query", "schema": {"type": "string", "enum": models}},
+        {"name": "score_threshold", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
+        {"name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "jpeg"]}},
+        {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer"}},
+    ]
+    kinds = ("image/jpeg", "image/png", "image/webp")
+    form = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": PICTURE["schema"]}}}}
+    detect = {
+        "summary": "Objects in an image, or in several of a form",
+        "parameters": query,
+        "requestBody": {"content": {**dict.fromkeys(kinds, PICTURE), "multipart/form-data": form}},
+        "responses": {
+            "200": {
+                "description": "boxes, best first",
+                "content": {"application/json": {"schema": result}, "image/jpeg": PICTURE},
+            },
+            **errors,
+        },
+    }
+    simple = {"200": {"description": "good"}}
+    name = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": models}}]
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "detector", "version": "1"},
+        "paths": {
+            "/v1/detect": {"post": detect},
+            "/v1/models": {"get": {"summary": "The models", "responses": simple}},
+            "/v2/models/{model}": {
+                "get": {"summary": "Open Inference Protocol: metadata", "parameters": name, "responses": simple}
+            },
+            "/v2/models/{model}/infer": {
+                "post": {
+                    "summary": "Open Inference Protocol: images UINT8 [B,H,W,3] -> raw maps; files BYTES [B] -> boxes",
+                    "parameters": name,
+                    "responses": {**simple, **errors},
+                }
+            },
+            "/v2/repository/models/{model}/load": {
+                "post": {"summary": "Open the model's file again", "parameters": name, "responses": simple}
+            },
+            "/healthz": {"get": {"summary": "Alive", "responses": simple}},
+            "/readyz": {"get": {"summary": "Every model has run once", "responses": simple}},
+            "/metrics": {"get": {"summary": "Prometheus", "responses": simple}},
+        },
+    }
+
+
+DOCS = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>detector</title>
+<style>body{font:15px/1.5 system-ui,sans-serif;max-width:800px;margin:2em auto;padding:0 1em}
+code,pre{background:#f2f2f2;padding:2px 4px}img{max-width:100%}</style></head><body>
+<h1>detector</h1>
+<form id="form"><input type="file" name="file" accept="image/*" required> <button>Detect</button></form>
+<p id="shown"></p>
+<h2>Paths</h2><ul id="paths"></ul>
+<pre>curl --data-binary @photo.jpg HOST/v1/detect</pre>
+<p><a href="openapi.json">openapi.json</a></p>
+<script>
+const query = location.search;
+const form = document.getElementById("form"), shown = document.getElementById("shown");
+form.onsubmit = async (event) => {
+  event.preventDefault();
+  const answer = await fetch("v1/detect" + query, { method: "POST", body: new FormData(form) });
+  const content = await answer.json();
+  shown.textContent = answer.ok ? JSON.stringify(content.results[0].detections) : content.error;
+};
+fetch("openapi.json" + query).then((answer) => answer.json()).then((description) => {
+  for (const [path, methods] of Object.entries(description.paths)) {
+    for (const [method, entry] of Object.entries(methods)) {
+      const item = document.createElement("li"), code = document.createElement("code");
+      code.textContent = method.toUpperCase() + " " + path;
+      item.append(code, " " + entry.summary);
+      document.getElementById("paths").append(item);
+    }
+  }
+});
+</script></body></html>
+"""
