@@ -51,6 +51,7 @@ THIRD_PARTY = {
     "timm": {"models"},
     "av": {"data", "video"},
     "paho": {"video"},
+    "ray": {"inference"},
     "starlette": {"serve", "video", "web"},
     "uvicorn": {"serve", "video"},
     "prometheus_client": {"serve", "video"},
@@ -121,9 +122,9 @@ def test_a_predictor_needs_no_training_library() -> None:
 
 
 def test_who_uses_the_network() -> None:
-    """Downloads; and what a user asks the demo for: --web and --events."""
+    """Downloads; and what a user asks for: serving, --web, --events, --ray."""
     users = {path.name for path in FILES if imports(path) & {"urllib.request", "http.client", "requests", "socket"}}
-    assert users == {"access.py", "download.py", "events.py"}
+    assert users == {"access.py", "cluster.py", "download.py", "events.py"}
 
 
 def test_nothing_can_run_code_from_a_file() -> None:

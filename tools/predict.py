@@ -4,13 +4,13 @@ Examples:
     python tools/predict.py images/ --out results.json
     python tools/predict.py images/ --out results.jsonl --weights weights/mine/best.safetensors --backend auto
     python tools/predict.py aerial.png --out results.json --tile 640 --overlap 0.2
+    python tools/predict.py images/ --out results.json --ray auto
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import argparse
 
     from detector.inference.folder import Report
-    from detector.inference.predictor import Predictor
-    from detector.structures import Detections, Image
 
 SHOWN_FAILURES = 5
 
@@ -31,69 +29,62 @@ SHOWN_FAILURES = 5
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
 
-    from detector.inference.find import find_model, identity
-    from detector.inference.folder import check_out, find_images, predict_many
-    from detector.inference.predictor import Predictor
+    from detector.inference.folder import check_out, compute_here, find_images, predict_many
     from detector.inference.tiles import tile_windows
+    from detector.inference.work import Work, Worker
     from detector.runtime.threads import usable_cpus
 
     if options.tile is not None:
         tile_windows(1, 1, tile=options.tile, overlap=options.overlap)  # raises if tile or overlap is invalid
     check_out(options.out)
     thresholds = Thresholds(options.score_threshold, multi_label=options.multi_label)
-    images = find_images(options.source)
-    loaded = find_model(options.model, options.weights, options.names)
-    num_cpus = usable_cpus()
+    images = take_shard(find_images(options.source), options.shard)
+    files = (options.model, options.weights, options.names, options.backend, options.device)
+    work = Work(*files, thresholds, options.tile, options.overlap, options.batch)
+    loaded = work.load()
     announce_backend(options.backend)
-    predictor = Predictor.from_loaded(
-        loaded, thresholds, backend=options.backend, device=options.device, streams=num_cpus
-    )
-    print_note(f"weights {loaded.path}, {predictor.runtime.name}; {len(images)} image{'s' * (len(images) != 1)}")
-
-    settings = {
-        "source": str(Path(options.source).resolve()),
-        "weights": loaded.path.name,
-        "identity": identity(loaded),
-        "backend": predictor.runtime.name,
-        "score_threshold": options.score_threshold,
-        "multi_label": options.multi_label,
-        "tile": options.tile,
-        "overlap": options.overlap if options.tile else None,
-    }
+    worker = Worker(work, loaded, usable_cpus())
+    class_names, runtime = worker.predictor.class_names, worker.predictor.runtime.name
+    print_note(f"weights {loaded.path}, {runtime}; {len(images)} image{'s' * (len(images) != 1)}")
+    source = {"source": str(Path(options.source).resolve()), "shard": options.shard}
     try:
-        with ThreadPoolExecutor(num_cpus) as threads:
+        with ExitStack() as stack:
+            compute = compute_here(worker.predict, class_names, batch_size=work.batch_size)
+            if options.ray is not None:
+                from detector.inference.cluster import compute_on_cluster, join_cluster
+
+                stack.enter_context(join_cluster(options.ray))
+                compute = compute_on_cluster(replace(work, backend=runtime))
             report = predict_many(
                 images,
                 options.out,
-                partial(predict, predictor, threads, options),
-                predictor.class_names,
-                settings=settings,
-                batch_size=options.batch if options.tile is None else 1,  # tiled images are large
+                compute,
+                class_names,
+                settings={**source, **work.settings(loaded, runtime)},
                 progress=not options.json,
             )
     except KeyboardInterrupt:
         print_note(f"interrupted; finished results are in {options.out}.partial; the same command resumes")
         return 130
+    finally:
+        worker.close()
     print_report(report, options)
     if not report.images:
         return 2
     return 1 if report.failed else 0
 
 
-def predict(
-    predictor: Predictor, threads: ThreadPoolExecutor, options: argparse.Namespace, images: Sequence[Image]
-) -> list[Detections]:
-    """Detections of some images, whole or in tiles."""
-    from detector.inference.tiles import predict_tiled
-
-    side_by_side = predictor.runtime.name.startswith("openvino")  # faster than batches
-    if options.tile is not None:
-        pool = threads if side_by_side else None
-        return [
-            predict_tiled(predictor, image, tile=options.tile, overlap=options.overlap, threads=pool)
-            for image in images
-        ]
-    return list(threads.map(predictor.predict, images)) if side_by_side else predictor.predict_batch(images)
+def take_shard(images: list[Path], shard: str | None) -> list[Path]:
+    """Every n-th image, for one of n processes that know nothing of each other. Raises: InputError."""
+    if shard is None:
+        return images
+    number, _, count = shard.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--shard {shard}: expected NUMBER/COUNT, such as 1/8")
+    taken = images[int(number) - 1 :: int(count)]
+    if not taken:
+        raise InputError(f"--shard {shard}: there are {len(images)} images only")
+    return taken
 
 
 def print_report(report: Report, options: argparse.Namespace) -> None:
@@ -129,6 +120,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--overlap", type=float, default=0.2, help="overlap of neighbouring tiles, share of a side (default 0.2)"
     )
+    parser.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS", help="compute on a cluster of Ray, or on one started here"
+    )
+    parser.add_argument("--shard", metavar="NUMBER/COUNT", help="only every COUNT-th image, from NUMBER on")
     parser.add_argument("--json", action="store_true", help="a summary as JSON on stdout")
     options = parser.parse_args(arguments)
     if options.batch < 1:

@@ -30,6 +30,10 @@ PIXELS_AT_ONCE = 2**26
 """Of the images of a batch: 200 MB."""
 
 Predict = Callable[[Sequence[Image]], list[Detections]]
+Line = dict[str, Any]
+"""What the record has of an image: its path, its size and detections, or an error."""
+Compute = Callable[[Sequence[Path], set[str]], Iterator[list[Line]]]
+"""From all images and the paths of those that are done to the lines of the others, in order, some at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,10 @@ def check_out(out: Path) -> None:
 def predict_many(
     images: Sequence[Path],
     out: Path,
-    predict: Predict,
+    compute: Compute,
     class_names: Sequence[str],
     *,
     settings: dict[str, Any],
-    batch_size: int = 8,
     progress: bool = False,
 ) -> Report:
     """Runs over images and writes OUT: COCO JSON (.json), or one line of JSON per image (.jsonl).
@@ -100,10 +103,9 @@ def predict_many(
     Args:
         images: image files, each once.
         out: file to write.
-        predict: returns the detections of some images, in pixels of each image.
+        compute: `compute_here`, or the same on many machines.
         class_names: in the order of the labels.
         settings: what the detections depend on (weights, thresholds); an interrupted run with others is not resumed.
-        batch_size: images per call of `predict`.
         progress: show a bar on stderr.
 
     Raises:
@@ -113,20 +115,37 @@ def predict_many(
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
-    with partial.open("ab") as record, ThreadPoolExecutor(max_workers=2) as readers:
+    with partial.open("ab") as record:
         _lock(record, partial)
         check_out(out)  # another run may have finished it just now
         done = _open_partial(partial, settings)
-        waiting = [path for path in images if str(path) not in done]
         with tqdm(total=len(images), initial=len(done), desc="predict", unit="img", disable=not progress) as bar:
-            for batch in _read_ahead(waiting, readers, batch_size):
-                for line in _predict_batch(batch, predict, class_names):
+            for lines in compute(images, done):
+                for line in lines:
                     record.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                 record.flush()
-                bar.update(len(batch))
+                bar.update(len(lines))
         report = _finish(partial, out, class_names, resumed=len(done))
         partial.unlink()
     return report
+
+
+def compute_here(predict: Predict, class_names: Sequence[str], *, batch_size: int = 8) -> Compute:
+    """Predicts in this process.
+
+    Args:
+        predict: returns the detections of some images, in pixels of each image.
+        class_names: in the order of the labels.
+        batch_size: images per call of `predict`.
+    """
+
+    def compute(images: Sequence[Path], done: set[str]) -> Iterator[list[Line]]:
+        waiting = [path for path in images if str(path) not in done]
+        with ThreadPoolExecutor(max_workers=2) as readers:
+            for batch in _read_ahead(waiting, readers, batch_size):
+                yield list(_predict_batch(batch, predict, class_names))
+
+    return compute
 
 
 def _lock(record: BinaryIO, partial: Path) -> None:

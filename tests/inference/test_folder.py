@@ -18,7 +18,7 @@ import pytest
 
 from detector.errors import InputError
 from detector.inference import folder as module
-from detector.inference.folder import Report, find_images, predict_many
+from detector.inference.folder import Report, compute_here, find_images, predict_many
 from detector.structures import Detections, Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, out: Path, *, predictor=predict, **settings: object) -> Report:  # type: ignore[no-untyped-def]
-    return predict_many(find_images(str(folder)), out, predictor, NAMES, settings=settings, batch_size=3)
+    compute = compute_here(predictor, NAMES, batch_size=3)
+    return predict_many(find_images(str(folder)), out, compute, NAMES, settings=settings)
 
 
 def test_lines_hold_every_image_in_order(folder: Path, tmp_path: Path) -> None:
