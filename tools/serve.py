@@ -23,6 +23,9 @@ from detector.postprocess import Thresholds
 if TYPE_CHECKING:
     from detector.inference.predictor import Predictor
 
+CONNECTIONS = 64
+"""That may be open beside those that wait in the line."""
+
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
@@ -31,15 +34,16 @@ def main(arguments: list[str]) -> int:
 
     import uvicorn
 
-    from detector.serve.app import Limits, Service
+    from detector.serve.app import Service
     from detector.serve.engine import Engine
-    from detector.web import Guard, is_loopback, listen, parse_address, token_for
+    from detector.serve.requests import Limits
+    from detector.web import Guard, is_loopback, listen, parse_address, token_for, with_token
 
     host, port = parse_address(options.address, "--address")
     engines = {}
     for text in options.models:
-        name, _, model = text.rpartition("=")
-        name = name or Path(model).stem
+        name, _, model = text.partition("=") if "/" not in text.partition("=")[0] else ("", "", text)
+        name, model = (name, model) if model else (Path(text).stem, text)
         if name in engines:
             raise InputError(f"{text}: there is a model {name} already; give it a name: NAME={model}")
         engines[name] = Engine(
@@ -54,8 +58,15 @@ def main(arguments: list[str]) -> int:
     token = token_for(host)
     probes = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
     app = Guard(service.app, token, loopback=is_loopback(host), open_paths=probes)
-    print_note(f"serving at {url}" + (f"?token={token}" if token else ""))
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=30, access_log=False)
+    print_note(f"serving at {with_token(url, token)}")
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=CONNECTIONS + 2 * options.max_waiting,
+    )
     with suppress(KeyboardInterrupt):  # the server has ended by then, after the last answer
         uvicorn.Server(config).run(sockets=[server])
     service.close()

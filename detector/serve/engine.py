@@ -5,21 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector.data.images import decode_image, parse_header
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
-from detector.runtime.protocol import Pixels
-from detector.structures import Detections, Image
+from detector.runtime.protocol import Pixels, ends_in_boxes
+from detector.structures import Detections, Floats, Image
 
+BOX_OUTPUTS = ("boxes", "scores", "labels", "image")
 MEASURED = 200
 """Jobs over whose duration the waiting time is estimated."""
+
+
+def name_outputs(outputs: Sequence[Floats]) -> dict[str, NDArray[Any]]:
+    """A runtime's outputs by name: map_0, map_1, ... from fine to coarse, or those of a file that ends in boxes."""
+    if ends_in_boxes(outputs):
+        return dict(zip(BOX_OUTPUTS, outputs, strict=True))
+    return {f"map_{number}": output for number, output in enumerate(outputs)}
 
 
 class FullError(Exception):
@@ -34,6 +43,23 @@ class TooLateError(Exception):
     """The deadline had passed before the request was computed."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What was found in an image.
+
+    Attributes:
+        size_hw: of the image.
+        detections: in its pixels.
+        class_names: of the model that found them, which a reload may have replaced since.
+        image: (H, W, 3) uint8 RGB, where the job asked for it.
+    """
+
+    size_hw: tuple[int, int]
+    detections: Detections
+    class_names: tuple[str, ...]
+    image: Image | None
+
+
 @dataclass
 class Job:
     """A request.
@@ -42,13 +68,24 @@ class Job:
         content: bytes of an image file, to be decoded and detected; or pixels for the network alone.
         where: how messages call it.
         deadline: time.monotonic() after which nobody wants the answer.
-        answer: an image with its detections, or the network's outputs.
+        keep_image: whether the answer has the decoded image.
+        answer: an `Answer`, or the network's outputs.
     """
 
     content: bytes | Pixels
     where: str = "image"
     deadline: float = float("inf")
+    keep_image: bool = False
     answer: Future[Any] = field(default_factory=Future)
+
+    @property
+    def num_images(self) -> int:
+        """How much of the line it takes."""
+        return len(self.content) if isinstance(self.content, np.ndarray) else 1
+
+    def joins(self, other: Job) -> bool:
+        """Whether both can be computed as one batch."""
+        return isinstance(self.content, bytes) and isinstance(other.content, bytes)
 
 
 class Engine:
@@ -60,6 +97,10 @@ class Engine:
         max_waiting: jobs beyond this are refused at once.
         max_batch: images that are computed together, if they wait already.
         max_pixels: of an image, by its header.
+
+    Attributes:
+        outputs: the network's: name -> type, and shape without the batch.
+        computed, rejected, abandoned: images, requests that found the line full, images that nobody wanted any more.
 
     Raises:
         InputError: the model cannot be opened.
@@ -91,13 +132,16 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Jobs in the line."""
-        return len(self._jobs)
+        """Images in the line."""
+        return sum(job.num_images for job in list(self._jobs))
 
     def submit(self, *jobs: Job) -> None:
-        """Puts the images of one request into the line, all or none. Raises: FullError."""
+        """Puts the images of one request into the line, all or none. Raises: FullError, InputError."""
         with self._changed:
-            if self._stopping or len(self._jobs) + len(jobs) > self._max_waiting:
+            asked = sum(job.num_images for job in jobs)
+            if asked > self._max_waiting:
+                raise InputError(f"{asked} images in one request; at most {self._max_waiting} are allowed")
+            if self._stopping or self.waiting + asked > self._max_waiting:
                 self.rejected += 1
                 mean = float(np.mean(self._durations)) if self._durations else 0.1
                 raise FullError(max(mean * len(self._jobs) / self._workers, 0.1))
@@ -119,7 +163,11 @@ class Engine:
 
     def _warm(self, predictor: Predictor) -> Predictor:
         """A predictor that has run once, so that the first request does not wait."""
-        predictor.predict(np.zeros((*predictor.preprocess.size_hw, 3), np.uint8))
+        black = np.zeros((1, *predictor.preprocess.size_hw, 3), np.uint8)
+        predictor.predict(black[0])
+        self.outputs = {
+            name: (array.dtype, array.shape[1:]) for name, array in name_outputs(predictor.runtime.run(black)).items()
+        }
         return predictor
 
     def _run(self) -> None:
@@ -129,19 +177,17 @@ class Engine:
                 if not self._jobs:
                     return
                 batch = [self._jobs.popleft()]
-                while self._jobs and len(batch) < self._max_batch and not isinstance(batch[0].content, np.ndarray):
-                    if isinstance(self._jobs[0].content, np.ndarray):
-                        break
+                while self._jobs and len(batch) < self._max_batch and batch[0].joins(self._jobs[0]):
                     batch.append(self._jobs.popleft())
             self._compute([job for job in batch if self._is_wanted(job)])
 
     def _is_wanted(self, job: Job) -> bool:
+        if not job.answer.set_running_or_notify_cancel():  # its client has gone
+            self.abandoned += 1
+            return False
         if job.deadline < time.monotonic():
             self.abandoned += 1
             job.answer.set_exception(TooLateError())
-            return False
-        if not job.answer.set_running_or_notify_cancel():  # its client has gone
-            self.abandoned += 1
             return False
         return True
 
@@ -159,7 +205,7 @@ class Engine:
                 if not job.answer.done():
                     job.answer.set_exception(error)
         self.batches.append(len(jobs))
-        self.computed += len(jobs)
+        self.computed += sum(job.num_images for job in jobs)
         self._durations.append((time.perf_counter() - begun) / len(jobs))
 
     def _detect(self, jobs: list[Job], predictor: Predictor) -> None:
@@ -173,13 +219,13 @@ class Engine:
                 job.answer.set_exception(error)
         found: list[Detections] = predictor.predict_batch([image for _, image in images])
         for (job, image), detections in zip(images, found, strict=True):
-            job.answer.set_result((image, detections))
+            shown = image if job.keep_image else None
+            job.answer.set_result(Answer(image.shape[:2], detections, predictor.class_names, shown))
 
     def _decode(self, content: bytes, where: str) -> Image:
         """Raises: InputError: it is no image, or a larger one than allowed."""
-        if not content:
-            raise InputError(f"{where}: is empty")
-        height, width = parse_header(content, where).size_hw
-        if height * width > self._max_pixels:
-            raise InputError(f"{where}: has {width}x{height} pixels; at most {self._max_pixels:,} are allowed")
+        if content:
+            height, width = parse_header(content, where).size_hw
+            if height * width > self._max_pixels:
+                raise InputError(f"{where}: has {width}x{height} pixels; at most {self._max_pixels:,} are allowed")
         return decode_image(content, where)

@@ -13,24 +13,29 @@ DETECTION = {
         "class": {"type": "string"},
     },
 }
-PICTURE = {"schema": {"type": "string", "format": "binary"}}
+RESULT: dict[str, Any] = {
+    "name": {"type": "string"},
+    "height": {"type": "integer"},
+    "width": {"type": "integer"},
+    "detections": {"type": "array", "items": DETECTION},
+}
+RESULTS = {
+    "type": "array",
+    "description": "of a form: one for each file, with an error for a file that cannot be read",
+    "items": {"type": "object", "properties": {**RESULT, "error": {"type": "string"}}},
+}
+IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def describe(models: list[str]) -> dict[str, Any]:
     """The OpenAPI document. Args: models: their names."""
-    result = {
-        "type": "object",
-        "properties": {
-            "model": {"type": "string"},
-            "height": {"type": "integer"},
-            "width": {"type": "integer"},
-            "detections": {"type": "array", "items": DETECTION},
-        },
-    }
+    result = {"type": "object", "properties": {**RESULT, "model": {"type": "string"}, "results": RESULTS}}
     errors = {
         str(status): {"description": text, "content": {"application/json": {"schema": ERROR}}}
         for status, text in (
             (400, "not an image, or not as expected"),
+            (401, "the token is missing"),
+            (403, "from another site's page, or for another host"),
             (404, "no such model"),
             (408, "the body came too slowly"),
             (413, "too many bytes"),
@@ -45,15 +50,15 @@ def describe(models: list[str]) -> dict[str, Any]:
         {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer"}},
     ]
     kinds = ("image/jpeg", "image/png", "image/webp")
-    form = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": PICTURE["schema"]}}}}
+    form = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": IMAGE_BODY["schema"]}}}}
     detect = {
         "summary": "Objects in an image, or in several of a form",
         "parameters": query,
-        "requestBody": {"content": {**dict.fromkeys(kinds, PICTURE), "multipart/form-data": form}},
+        "requestBody": {"content": {**dict.fromkeys(kinds, IMAGE_BODY), "multipart/form-data": form}},
         "responses": {
             "200": {
                 "description": "boxes, best first",
-                "content": {"application/json": {"schema": result}, "image/jpeg": PICTURE},
+                "content": {"application/json": {"schema": result}, "image/jpeg": IMAGE_BODY},
             },
             **errors,
         },
@@ -95,9 +100,10 @@ code,pre{background:#f2f2f2;padding:2px 4px}img{max-width:100%}</style></head><b
 <p id="shown"></p>
 <h2>Paths</h2><ul id="paths"></ul>
 <pre>curl --data-binary @photo.jpg HOST/v1/detect</pre>
-<p><a href="openapi.json">openapi.json</a></p>
+<p><a id="description">openapi.json</a></p>
 <script>
 const query = location.search;
+document.getElementById("description").href = "openapi.json" + query;
 const form = document.getElementById("form"), shown = document.getElementById("shown");
 form.onsubmit = async (event) => {
   event.preventDefault();

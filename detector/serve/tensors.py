@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (v2) on HTTP: tensors in JSON or as bytes behind it.
+"""The Open Inference Protocol (v2) on HTTP: tensors in JSON, or as bytes after it.
 
 https://github.com/kserve/open-inference-protocol, with the extension of binary tensors.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,9 @@ DATATYPES: dict[str, type[np.generic]] = {
 NAMES = {np.dtype(kind): name for name, kind in DATATYPES.items()}
 HEADER = "Inference-Header-Content-Length"
 BYTES_LENGTH = 4
+MAX_SIDES = 8
+MAX_JSON = 2**22
+"""Bytes: larger tensors come as bytes, which need no time to read."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def parse_call(body: bytes, header_length: str | None) -> Call:
     """Reads a request.
 
     Args:
-        body: JSON, and bytes behind it.
+        body: JSON, and bytes after it.
         header_length: the value of the header `HEADER`; None = everything is JSON.
 
     Raises:
@@ -62,9 +66,11 @@ def parse_call(body: bytes, header_length: str | None) -> Call:
     """
     length = len(body)
     if header_length is not None:
-        if not header_length.isdigit() or int(header_length) > len(body):
+        if re.fullmatch(r"[0-9]{1,12}", header_length) is None or int(header_length) > len(body):
             raise InputError(f"{HEADER}: expected a length within the body, got {header_length[:40]!r}")
         length = int(header_length)
+    if length > MAX_JSON:
+        raise InputError(f"{length:,} bytes of JSON; at most {MAX_JSON:,}: send tensors as binary data")
     try:
         content = json.loads(body[:length])
         entries = content["inputs"]
@@ -84,16 +90,17 @@ def parse_call(body: bytes, header_length: str | None) -> Call:
             for entry in content.get("outputs") or []
         }
         binary = bool((content.get("parameters") or {}).get("binary_data_output", False))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"the body is not a request of the protocol: {type(error).__name__}: {error}") from error
     return Call(str(content.get("id", "")), inputs, outputs, binary)
 
 
 def _read_tensor(entry: dict[str, Any], raw: bytes | None) -> NDArray[Any] | list[bytes]:
-    """Raises: InputError, or what a wrong type raises."""
-    name, shape, datatype = str(entry["name"]), [int(side) for side in entry["shape"]], str(entry["datatype"])
-    if any(side < 0 for side in shape):
-        raise InputError(f"inputs: {name}: expected a shape of sides from 0 on, got {shape}")
+    """Raises: InputError; KeyError, TypeError, ValueError or OverflowError: it is not of the protocol's form."""
+    name, shape, datatype = str(entry["name"]), entry["shape"], str(entry["datatype"])
+    good = isinstance(shape, list) and len(shape) <= MAX_SIDES
+    if not good or not all(isinstance(side, int) and 0 <= side < 2**31 for side in shape):
+        raise InputError(f"inputs: {name}: expected a shape of at most {MAX_SIDES} sides, got {str(shape)[:60]}")
     count = math.prod(shape)
     if datatype == "BYTES":
         files = _split_bytes(raw, name) if raw is not None else [str(each).encode() for each in entry["data"]]
@@ -117,7 +124,7 @@ def _read_tensor(entry: dict[str, Any], raw: bytes | None) -> NDArray[Any] | lis
 
 
 def _split_bytes(raw: bytes, name: str) -> list[bytes]:
-    """Elements, each behind its length."""
+    """Elements, each after its length."""
     found, position = [], 0
     while position < len(raw):
         size = int.from_bytes(raw[position : position + BYTES_LENGTH], "little")
@@ -146,6 +153,10 @@ def write_answer(call: Call, model: str, outputs: dict[str, NDArray[Any]]) -> tu
         if binary:
             entry["parameters"] = {"binary_data_size": array.nbytes}
             parts.append(array.tobytes())
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(
+                f"outputs: {name}: has values that are not finite, which JSON cannot hold; ask for binary data"
+            )
         else:
             entry["data"] = array.ravel().tolist()
         entries.append(entry)

@@ -6,10 +6,10 @@ import ipaddress
 import os
 import secrets
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
@@ -53,6 +53,11 @@ def token_for(host: str) -> str:
     return token if token or is_loopback(host) else secrets.token_urlsafe(16)
 
 
+def with_token(url: str, token: str) -> str:
+    """An address that may be opened in a browser."""
+    return url + (f"?token={quote(token, safe='')}" if token else "")
+
+
 def listen(host: str, port: int, option: str) -> tuple[socket.socket, str]:
     """A listening socket, and the URL of what it serves. Raises: InputError: the address is not free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -89,15 +94,20 @@ class Guard:
         elif scope["type"] == "websocket":
             await WebSocket(scope, receive, send).close(1008, reason)
         else:
-            await PlainTextResponse(f"{reason}\n", status)(scope, receive, send)
+            await JSONResponse({"error": reason}, status)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str]:
         """The status and the reason; "" = none."""
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        try:
+            foreign = origin is not None and urlsplit(origin).netloc != host
+            local = is_loopback(urlsplit(f"//{host}").hostname or "")
+        except ValueError:
+            return 400, "the host or the origin of the request is not an address"
+        if foreign or headers.get("sec-fetch-site") == "cross-site":
             return 403, "the request comes from another site's page"
-        if self._loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._loopback and not local:
             return 403, "the host of the request is not this computer"
         if self._token and scope["path"] not in self._open_paths:
             given = headers.get("authorization", "").removeprefix("Bearer ")

@@ -178,11 +178,13 @@ def test_who_leaves_is_forgotten(show: Show) -> None:
     [
         ({"Host": "camera.example.org"}, "the host of the request is not this computer"),
         ({"Origin": "http://example.org"}, "the request comes from another site's page"),
+        ({"Sec-Fetch-Site": "cross-site"}, "the request comes from another site's page"),
     ],
 )
 def test_other_sites_see_nothing(show: Show, headers: dict[str, str], reason: str) -> None:
     status, text = get(f"{show.url}state", **headers)
-    assert (status, text.strip()) == (403, reason)
+    assert (status, json.loads(text)) == (403, {"error": reason})
+    assert get(f"{show.url}state", Host="[")[0] == 400
     if "Origin" in headers:
         with pytest.raises(InvalidStatus):
             connect(show.url.replace("http", "ws") + "ws/0", additional_headers=headers)

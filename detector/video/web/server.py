@@ -18,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from detector.video.web.hub import Hub
-from detector.web import Guard, is_loopback, listen, token_for
+from detector.web import Guard, is_loopback, listen, token_for, with_token
 
 PAGE = Path(__file__).with_name("page.html")
 BOUNDARY = "frame"
@@ -39,7 +39,7 @@ class WebServer:
     def __init__(self, hub: Hub, host: str, port: int) -> None:
         self._socket, url = listen(host, port, "--web")
         token = token_for(host)
-        self.url = url + (f"?token={token}" if token else "")
+        self.url = with_token(url, token)
         app = Guard(build_app(hub), token, loopback=is_loopback(host))
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off")
