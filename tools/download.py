@@ -69,11 +69,13 @@ def _fetch_model(options: Namespace) -> int:
         follow = f"python tools/demo.py {name} --video cam0" if zoo()[name].kind == "detector" else ""
     else:
         verdict = fetch_backbone(name, root=root, host=options.host)
-        follow = f"python tools/train.py --data PATH 'model.backbone={{name: {name}, pretrained: true}}'"
+        backbone = "pretrained: true" if options.out is None else f"file: {root / name}.safetensors"
+        follow = f"python tools/train.py --data PATH 'model.backbone={{name: {name}, {backbone}}}'"
+    where = root / name if name in zoo() else root / f"{name}.safetensors"
     if options.json:
-        print_json({"name": name, "root": str(root / name), "checked": verdict})
+        print_json({"name": name, "root": str(where), "checked": verdict})
         return 0
-    print(f"{name} is in {root / name}: {verdict}")
+    print(f"{name} is in {where}: {verdict}")
     if follow:
         print(f"next: {follow}")
     return 0

@@ -9,13 +9,14 @@ Examples:
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.cli import Parser, add_device_argument, print_note, run
+from detector.cli import Parser, add_device_argument, print_json, print_note, run
 from detector.errors import InputError
 from detector.extras import require
 from detector.postprocess import Thresholds
@@ -23,6 +24,7 @@ from detector.postprocess import Thresholds
 if TYPE_CHECKING:
     from detector.inference.predictor import Predictor
 
+MODEL_SUFFIXES = (".cfg", ".onnx", ".safetensors", ".weights", ".xml", ".yaml")
 CONNECTIONS = 64
 """That may be open beside those that wait in the line."""
 
@@ -43,7 +45,9 @@ def main(arguments: list[str]) -> int:
     engines = {}
     for text in options.models:
         name, _, model = text.partition("=") if "/" not in text.partition("=")[0] else ("", "", text)
-        name, model = (name, model) if model else (Path(text).stem, text)
+        if not model:
+            path = Path(text)
+            name, model = path.stem if path.suffix in MODEL_SUFFIXES else path.name, text
         if name in engines:
             raise InputError(f"{text}: there is a model {name} already; give it a name: NAME={model}")
         engines[name] = Engine(
@@ -59,6 +63,9 @@ def main(arguments: list[str]) -> int:
     probes = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
     app = Guard(service.app, token, loopback=is_loopback(host), open_paths=probes)
     print_note(f"serving at {with_token(url, token)}")
+    if options.json:
+        print_json({"url": with_token(url, token), "models": list(engines)})
+        sys.stdout.flush()
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -92,6 +99,9 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--max-batch", type=int, default=1, help="images computed together, if they wait (%(default)s)")
     parser.add_argument("--max-mb", type=float, default=32, help="of a request (%(default)g)")
     parser.add_argument("--deadline", type=float, default=30, help="seconds until a request is given up (%(default)g)")
+    parser.add_argument(
+        "--json", action="store_true", help="the address and the models as JSON on stdout, once it serves"
+    )
     add_device_argument(parser)
     options = parser.parse_args(arguments)
     for name in ("workers", "max_waiting", "max_batch", "max_mb", "deadline"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.tracking.tracker import Tracker
 from detector.video.frame import Result
@@ -69,6 +70,8 @@ def video_table(path: Path, predictor: Predictor, *, score_threshold: float, rou
 
 def _camera(path: Path, folder: Path, score_threshold: float) -> Camera:
     source = open_source(str(path))
+    if source.fps is None:
+        raise InputError(f"{path}: expected a video, got images")
     sink = VideoSink(folder / "out.mp4", source.fps or 25.0)
     return Camera(source, [sink], Tracker(score_threshold=score_threshold))
 

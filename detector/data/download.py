@@ -11,6 +11,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +108,12 @@ def download(url: str, target: Path, *, size: int | None = None, progress: bool 
     try:
         expected = _fetch(url, part, size=size, progress=progress, unpacks=unpacks)
     except urllib.error.HTTPError as error:
+        _remove_empty(target.parent)
         raise InputError(f"{url}: the server returned {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
+        if not part.exists():
+            _remove_empty(target.parent)
+            raise InputError(f"{url}: cannot be reached ({error})") from error
         raise InputError(f"{url}: download interrupted ({error}); run the same command again to resume") from error
     if expected is not None and part.stat().st_size != expected:
         raise InputError(
@@ -116,6 +121,12 @@ def download(url: str, target: Path, *, size: int | None = None, progress: bool 
             "run the same command again to resume"
         )
     part.rename(target)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that was made for nothing."""
+    with suppress(OSError):  # it has something in it
+        folder.rmdir()
 
 
 def _fetch(url: str, part: Path, *, size: int | None, progress: bool, unpacks: bool) -> int | None:

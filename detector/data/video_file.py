@@ -9,11 +9,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from detector.errors import InputError
 from detector.extras import require
 from detector.structures import Image
+
+try:
+    import av
+except ImportError:  # images need no PyAV
+    MEDIA_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError)
+else:
+    MEDIA_ERRORS = (OSError, ValueError, av.error.FFmpegError)
+    av.logging.set_level(None)  # our own messages replace FFmpeg's
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov"}
 TICKS = 90_000
@@ -69,8 +78,6 @@ class VideoFile:
         Raises:
             InputError: the file cannot be written.
         """
-        import av
-
         height, width = image.shape[:2]
         if height % 2 or width % 2:
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -78,7 +85,8 @@ class VideoFile:
             if self._container is None:
                 self._open(image.shape[1], image.shape[0])
             if image.shape[:2] != (self._stream.height, self._stream.width):
-                raise InputError(f"{self._path}: the frames changed their size; save each size into its own file")
+                self._note(f"{self._path}: the frames changed their size; they were scaled to that of the first")
+                image = np.asarray(cv2.resize(image, (self._stream.width, self._stream.height)), np.uint8)
             step = round(TICKS / self._fps)
             ticks = round(seconds * TICKS) if seconds is not None else self._ticks + step if self._ticks >= 0 else 0
             ticks = max(ticks, self._ticks + 1)
@@ -89,9 +97,13 @@ class VideoFile:
             self._last_duration = round(duration * TICKS) if duration else step
             if self._audio is not None:
                 self._audio.copy_until(ticks / TICKS)
-        except OSError as error:  # PyAV's errors are of this kind too
+        except MEDIA_ERRORS as error:
             self._abandon()
-            raise InputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{self._path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def close(self) -> None:
         """Completes the file. Raises: InputError: it cannot be written, as on a full disk."""
@@ -105,9 +117,9 @@ class VideoFile:
             if self._audio is not None:
                 self._audio.copy_until(float("inf"))
             self._container.close()
-        except OSError as error:
+        except MEDIA_ERRORS as error:
             self._abandon()
-            raise InputError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{self._path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
         self._container = self._waiting = None
         if self._audio is not None:
             self._audio.close()
@@ -115,8 +127,6 @@ class VideoFile:
             self._trial.replace(self._path)
 
     def _open(self, width: int, height: int) -> None:
-        import av
-
         if self._fragmented:
             options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
         else:
@@ -144,20 +154,20 @@ class VideoFile:
         """Removes what was written, after an error."""
         container, self._container, self._waiting = self._container, None, None
         if container is not None:
-            with suppress(OSError):  # the error that led here says what is wrong
+            with suppress(*MEDIA_ERRORS):  # the error that led here says what is wrong
                 container.close()
-        self._trial.unlink(missing_ok=True)
+        if not self._fragmented:  # else what was written can be played
+            self._trial.unlink(missing_ok=True)
 
 
 class _AudioCopy:
     """The audio of a file, packet by packet into another one."""
 
     def __init__(self, path: Path, output: Any) -> None:
-        import av
-
         self.problems: list[str] = []
         self._output = output
         self._input = av.open(str(path))
+        self._start = (self._input.start_time or 0) / av.time_base  # as `FileSource` counts time
         self._streams: dict[int, Any] = {}
         for stream in self._input.streams.audio:
             name = stream.codec_context.name
@@ -174,8 +184,11 @@ class _AudioCopy:
         while self._next is not None:
             packet = self._next
             if packet.pts is not None:
-                if float(packet.pts * packet.time_base) > seconds:
+                if float(packet.pts * packet.time_base) - self._start > seconds:
                     return
+                shift = round(self._start / packet.time_base)
+                packet.pts -= shift
+                packet.dts = None if packet.dts is None else packet.dts - shift
                 packet.stream = self._streams[packet.stream.index]
                 self._output.mux(packet)
             self._next = next(self._packets, None)

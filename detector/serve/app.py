@@ -99,7 +99,10 @@ class Service:
         """POST /v1/detect."""
         name, engine = self._engine(request.query_params.get("model"))
         lowest, deadline = read_score(request), read_deadline(request, self.limits)
-        annotated = request.query_params.get("format") == "jpeg" or request.headers.get("accept") == "image/jpeg"
+        form = request.query_params.get("format", "jpeg" if request.headers.get("accept") == "image/jpeg" else "json")
+        if form not in ("json", "jpeg"):
+            raise HTTPException(400, f"format: expected json or jpeg, got {form[:20]!r}")
+        annotated = form == "jpeg"
         images = await read_images(request, self.limits)
         if annotated and len(images) > 1:
             raise HTTPException(400, "format=jpeg: expected one image")

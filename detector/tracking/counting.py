@@ -55,8 +55,12 @@ class Place:
         name: as events call it.
         class_names: of the labels.
 
+    Attributes:
+        counts: (direction, class) -> events.
+        inside: of a zone, the objects in it in the last frame.
+
     Raises:
-        InputError: the text is no line or polygon.
+        InputError: the text is not a line or polygon.
     """
 
     option = ""
@@ -69,6 +73,7 @@ class Place:
     def __init__(self, text: str, name: str, class_names: tuple[str, ...]) -> None:
         self.name = name
         self.counts: Counter[tuple[str, str]] = Counter()  # (direction, class) -> events
+        self.inside = 0
         self.points = self._parse(text)
         self._class_names = class_names
         self._sides: dict[int, tuple[bool, Point, float]] = {}  # track -> side, where it stood, last seen
@@ -90,6 +95,7 @@ class Place:
         assert detections.track_ids is not None, "only tracked objects are counted"
         events = []
         feet, margins = feet_of(detections.boxes_xyxy)
+        margins = np.minimum(margins, self.max_margin())
         for row, track_id in enumerate(detections.track_ids.tolist()):
             foot = feet[row]
             distance = self.distance(foot)
@@ -106,15 +112,23 @@ class Place:
                 events.append(event)
             self._sides[track_id] = (side, foot, seconds)
         self._sides = {key: value for key, value in self._sides.items() if seconds - value[2] < MEMORY_SECONDS}
+        self.inside = sum(side and seen == seconds for side, _, seen in self._sides.values())
         return events
 
     def totals(self) -> dict[str, int]:
         """The counts as "direction class" -> events; may be called from another thread."""
         return {f"{direction} {name}": count for (direction, name), count in list(self.counts.items())}
 
-    def inside(self) -> int:
-        """The objects that are on the positive side now, as far as they are remembered."""
-        return sum(side for side, *_ in self._sides.values())
+    def caption(self) -> str:
+        """The counts of both directions in one line."""
+        totals = dict.fromkeys(self.directions[::-1], 0)
+        for (direction, _), count in self.counts.items():
+            totals[direction] += count
+        return "  ".join(f"{direction} {total}" for direction, total in totals.items())
+
+    def max_margin(self) -> float:
+        """In pixels, so that a small place is not lost in the margin of a large object."""
+        return float("inf")
 
     def distance(self, point: Point) -> float:
         """From the edge in pixels; the sign is the side."""
@@ -163,6 +177,14 @@ class Zone(Place):
     max_points = 1000
     directions = ("leave", "enter")
 
+    def caption(self) -> str:
+        """How many are inside now, and the counts."""
+        return f"inside {self.inside}  {super().caption()}"
+
+    def max_margin(self) -> float:
+        """An eighth of the zone's shorter side."""
+        return float(min(cv2.minAreaRect(self.points.astype(np.float32))[1])) / 8
+
     def distance(self, point: Point) -> float:
         """From the nearest edge, positive inside."""
         contour = self.points.astype(np.float32)
@@ -172,7 +194,7 @@ class Zone(Place):
         return cv2.contourArea(points.astype(np.float32)) > 0
 
     def _changes(self, known: tuple[bool, Point] | None, side: bool, point: Point) -> bool:  # noqa: ARG002
-        return side if known is None else known[0] != side  # who is first seen inside has entered
+        return known is not None and known[0] != side  # who is first seen inside did not enter here
 
 
 def feet_of(boxes_xyxy: Floats) -> tuple[Point, Point]:

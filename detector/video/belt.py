@@ -46,7 +46,7 @@ class Belt(Generic[Item]):
     def end(self, error: BaseException | None = None) -> None:
         """No further item will come; the receiver gets those that wait, and then the error, if any."""
         with self._changed:
-            self._ended, self._error = True, error
+            self._ended, self._error = True, self._error or error
             self._changed.notify_all()
 
     def stop(self, error: BaseException | None = None) -> None:
@@ -110,5 +110,5 @@ class Consumer(Generic[Item]):
     def close(self) -> bool:
         """Uses the items that wait, if that is quick; whether the thread has ended, so that its files may be closed."""
         self.belt.end()
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(2 * PATIENCE_SECONDS)
         return not self._thread.is_alive()

@@ -39,20 +39,20 @@ def blur(image: Image, boxes_xyxy: Floats) -> Image:
     return image
 
 
-def draw_places(image: Image, places: Sequence[Place]) -> Image:
+def draw_places(image: Image, places: Sequence[Place], captions: Sequence[str]) -> Image:
     """Draws lines and zones with their counts into an image."""
     scale = max(0.5, max(image.shape[:2]) / 1400)
-    for place in places:
+    for place, caption in zip(places, captions, strict=True):
         points = np.rint(place.points).astype(np.int32)
         cv2.polylines(image, [points], not isinstance(place, CountLine), COLOR, 2, cv2.LINE_AA)
-        totals = dict.fromkeys(place.directions[::-1], 0)
-        for (direction, _), count in place.counts.items():
-            totals[direction] += count
-        text = "  ".join(f"{direction} {total}" for direction, total in totals.items())
-        corner = (int(points[0][0]) + 4, max(int(points[0][1]) - 8, 20))
-        for color, thickness in (((0, 0, 0), 4), (COLOR, 1)):
-            cv2.putText(image, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, color, thickness, cv2.LINE_AA)
+        write_outlined(image, caption, (int(points[0][0]) + 4, max(int(points[0][1]) - 8, 20)), scale, COLOR)
     return image
+
+
+def write_outlined(image: Image, text: str, corner: tuple[int, int], scale: float, color: tuple[int, int, int]) -> None:
+    """Writes into an image, readable on any background. Args: corner: lower left, in pixels."""
+    for ink, thickness in (((0, 0, 0), 4), (color, 1)):
+        cv2.putText(image, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
 
 
 class Trails:

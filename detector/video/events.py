@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import threading
 import time
 import urllib.request
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -38,15 +41,22 @@ class Courier:
 
     Args:
         target: FILE.jsonl, http://..., https://..., or mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC.
+        tell: is told when the receiver cannot be reached, and when it can be again.
 
     Raises:
         InputError: it is none of these, or cannot be opened.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tell: Callable[[str], None] = lambda text: None) -> None:  # noqa: ARG005
         self.name = without_password(target)
         self.dropped = 0
-        self._receiver = open_receiver(target)
+        self._tell = tell
+        self._reason = ""
+        self._end = float("inf")  # time.monotonic() after which nothing is tried any more
+        try:
+            self._receiver = open_receiver(target)
+        except ValueError as error:  # such as a port that is not a number
+            raise InputError(f"--events {self.name}: {error}") from error
         self._rows: deque[dict[str, Any]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -72,13 +82,20 @@ class Courier:
                 row = self._rows[0]
             try:
                 self._receiver.send(row)
-            except (OSError, ValueError):
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                if not self._reason:
+                    self._tell(f"{self.name}: not delivered ({error}); events wait")
+                self._reason = str(error)
                 with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, wait):
-                        time.sleep(FIRST_WAIT_SECONDS)  # the last attempts; `close` waits only so long
+                    self._changed.wait_for(lambda: self._closing, wait)
+                    if time.monotonic() + FIRST_WAIT_SECONDS > self._end:
+                        return
+                time.sleep(FIRST_WAIT_SECONDS if self._closing else 0)
                 wait = min(2 * wait, LONGEST_WAIT_SECONDS)
                 continue
-            wait = FIRST_WAIT_SECONDS
+            if self._reason:
+                self._tell(f"{self.name}: delivered again")
+            wait, self._reason = FIRST_WAIT_SECONDS, ""
             with self._changed:
                 if self._rows and self._rows[0] is row:
                     self._rows.popleft()
@@ -86,12 +103,12 @@ class Courier:
     def close(self) -> str:
         """Delivers what waits, if that is quick; what is lost, as a sentence."""
         with self._changed:
-            self._closing = True
+            self._closing, self._end = True, time.monotonic() + CLOSING_SECONDS
             self._changed.notify_all()
         self._thread.join(CLOSING_SECONDS)
         lost = self.dropped + len(self._rows)
         self._receiver.close()
-        return f"{self.name}: {lost} events could not be delivered" if lost else ""
+        return f"{self.name}: {lost} events could not be delivered ({self._reason})" if lost else ""
 
 
 def open_receiver(target: str) -> Receiver:
@@ -118,14 +135,29 @@ class _File:
         self._file.close()
 
 
+class _KeepAddress(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: a POST would become a GET without the event, and count as delivered."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """No other request; the answer is an error then."""
+        return
+
+
 class _Webhook:
     def __init__(self, url: str) -> None:
-        self._url = url
+        parts = urlsplit(url)
+        if not parts.hostname or any(character.isspace() for character in url):
+            raise InputError(f"--events {without_password(url)}: expected http(s)://HOST/...")
+        self._url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self._headers = {"Content-Type": "application/json"}
+        if parts.username:
+            account = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
+        self._opener = urllib.request.build_opener(_KeepAddress)
 
     def send(self, row: dict[str, Any]) -> None:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._url, json.dumps(row).encode(), headers)  # noqa: S310 (http, https)
-        urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS).close()  # noqa: S310
+        request = urllib.request.Request(self._url, json.dumps(row).encode(), self._headers)  # noqa: S310 (http, https)
+        self._opener.open(request, timeout=TIMEOUT_SECONDS).close()
 
     def close(self) -> None:
         pass
@@ -135,13 +167,13 @@ class _Broker:
     """An event is delivered when the broker has acknowledged it (quality of service 1)."""
 
     def __init__(self, url: str) -> None:
-        require("paho", "--events mqtt://")
+        require("paho", "--events mqtt://", package="paho-mqtt")
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
 
         parts = urlsplit(url)
         self._topic = parts.path.strip("/")
-        if not parts.hostname or not self._topic:
+        if not parts.hostname or not self._topic or "+" in self._topic or "#" in url:
             raise InputError(f"--events {without_password(url)}: expected mqtt://HOST/TOPIC")
         self._host, self._port = parts.hostname, parts.port or MQTT_PORT
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from detector.structures import Detections, Image
+from detector.structures import Detections, Floats, Image
 from detector.tracking.counting import Event
 from detector.video.drawing import Trail
 from detector.video.ledger import Stopwatch
@@ -45,6 +45,8 @@ class Result:
         detections: in its pixels.
         events: what was counted.
         trails: of tracked objects.
+        captions: of each line and zone, with its counts at this frame.
+        blurred_xyxy: (n, 4) what must not be recognised, tracked or not.
         watch: of its stages.
     """
 
@@ -53,6 +55,8 @@ class Result:
     detections: Detections
     events: list[Event]
     trails: list[Trail]
+    captions: list[str]
+    blurred_xyxy: Floats
     watch: Stopwatch
 
 

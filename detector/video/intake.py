@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from detector.errors import InputError
 from detector.video.belt import PATIENCE_SECONDS
 from detector.video.frame import Frame, Source
 
@@ -47,11 +48,11 @@ class Intake:
             error = caught
         with self._changed:
             self._open.discard(number)
-            if error is not None:
-                if len(self._sources) == 1 or not isinstance(error, Exception):
-                    self._error = error
-                else:  # the other cameras go on
-                    self._sources[number].problems.append(str(error))
+            if isinstance(error, InputError) and len(self._sources) > 1:  # the other cameras continue
+                self._sources[number].problems.append(str(error))
+                self._sources[number].state = f"failed: {error}"
+            elif error is not None:
+                self._error = error
             self._changed.notify_all()
 
     def _put(self, number: int, frame: Frame) -> bool:
@@ -69,7 +70,7 @@ class Intake:
             return True
 
     def get(self, after: int, timeout: float | None = None) -> tuple[int, Frame] | None:
-        """The next frame and its source, of those behind source `after` in the circle first.
+        """The next frame and its source, of those after source `after` in the circle first.
 
         Returns:
             None when all sources have ended, or nothing came within `timeout` seconds.
@@ -105,5 +106,5 @@ class Intake:
             self._changed.notify_all()
         for source, thread in zip(self._sources, self._threads, strict=True):
             thread.join(PATIENCE_SECONDS)
-            if not thread.is_alive() and not source.live:
+            if not thread.is_alive():
                 source.close()

@@ -10,8 +10,10 @@ import numpy as np
 
 STAGES = ("read", "wait", "fit", "network", "decode", "track", "queue", "draw", "encode")
 """read: before the capture is complete. wait, queue: between two threads. The others are work."""
-KEPT_FRAMES = 5000
+KEPT_FRAMES = 1000
+"""Over so many the percentiles are taken."""
 PERCENTILES = (50, 95, 99)
+SILENT_SECONDS = 5.0
 
 
 class Stopwatch:
@@ -68,8 +70,10 @@ class Ledger:
 
     @property
     def frames_per_second(self) -> float:
-        """Of the last frames."""
+        """Of the last frames; 0 when none came lately."""
         times = list(self._times)[-100:]
+        if times and time.perf_counter() - times[-1] > SILENT_SECONDS:
+            return 0.0
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else 0.0
 
     def stage_ms(self, stage: str) -> float:

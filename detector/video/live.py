@@ -19,7 +19,6 @@ from detector.video.media import DEFAULT_FPS, READ_SECONDS, Media, seconds_of, t
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 JITTER = 0.2
-STALL_SECONDS = 0.95 * READ_SECONDS
 MAX_DRIFT_SECONDS = 1.0
 """A stream whose own clock is further from the time of arrival gets a new start."""
 
@@ -45,34 +44,43 @@ class LiveSource(Source):
     Args:
         name: without a password.
         connect: opens it. Raises: InputError.
-        retries: so many attempts in a row may fail before the source ends; None = it never ends, once it was open.
+        retries: so many attempts in a row may fail before the source ends; None = it never ends.
+        patient: a source that is not there yet is waited for like a lost one; else it is an error at once.
 
     Raises:
-        InputError: it cannot be opened; with `retries`, after as many attempts.
+        InputError: it cannot be opened.
     """
 
     live = True
 
-    def __init__(self, name: str, connect: Callable[[], Connection], retries: int | None = None) -> None:
+    def __init__(
+        self, name: str, connect: Callable[[], Connection], retries: int | None = None, *, patient: bool = False
+    ) -> None:
         super().__init__(name)
         self._connect = connect
         self._retries = retries
         self._closed = threading.Event()
         self._clock = _Clock()
+        self._wait, self._attempts = FIRST_WAIT_SECONDS, 0
+        self._connection: Connection | None = None
+        self._reason = ""
+        self.fps: float = DEFAULT_FPS
         try:
-            self._connection: Connection | None = connect()
+            self._connection = connect()
+            self.fps = self._connection.fps
         except InputError as error:
-            self._connection = self._open_again(str(error)) if retries else None
-            if self._connection is None:
+            if not patient:
                 raise
-        self.fps = self._connection.fps
+            self._reason = str(error)
 
     def __iter__(self) -> Iterator[Frame]:
         """Raises: InputError when no frame arrives at all."""
         index = 0
+        if self._connection is None:
+            self._connection = self._open_again(self._reason)
         try:
             while self._connection is not None and not self._closed.is_set():
-                reason = "the stream ended"
+                self._reason = "the stream ended"
                 begun = time.perf_counter()
                 try:
                     for image, own_seconds in self._connection.images():
@@ -80,34 +88,34 @@ class LiveSource(Source):
                             return
                         now = time.perf_counter()
                         seconds = self._clock.seconds(own_seconds, now)
+                        self._wait, self._attempts = FIRST_WAIT_SECONDS, 0  # it works again
                         yield Frame(image, f"{index:06d}", index, now, seconds, read_ms=(now - begun) * 1000)
                         index += 1
                         begun = time.perf_counter()
                 except InputError as error:
-                    reason = str(error)
+                    self._reason = str(error)
                 self._connection.close()
                 self._clock.restart()
-                self._connection = self._open_again(reason)
+                self._connection = self._open_again(self._reason)
         finally:
             if self._connection is not None:
                 self._connection.close()
         if not self._closed.is_set():
             if not index:
-                raise InputError(f"{self.name}: opened, but no frame arrived")
+                raise InputError(f"{self.name}: no frame arrived ({self._reason or 'the stream ended'})")
             self.problems.append(f"{self.name}: was lost after {index} frames and did not come back")
 
     def _open_again(self, reason: str) -> Connection | None:
         """A new connection; None when the source was closed or the attempts are used up."""
-        wait, attempt = FIRST_WAIT_SECONDS, 0
-        while self._retries is None or attempt < self._retries:
-            self.state = f"reconnecting, attempt {attempt + 1}: {reason}"
-            if self._closed.wait(wait * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
+        while self._retries is None or self._attempts < self._retries:
+            self.state = f"reconnecting, attempt {self._attempts + 1}: {reason}"
+            if self._closed.wait(self._wait * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
                 return None
+            self._wait, self._attempts = min(2 * self._wait, LONGEST_WAIT_SECONDS), self._attempts + 1
             try:
                 connection = self._connect()
             except InputError as error:
-                reason = str(error)
-                wait, attempt = min(2 * wait, LONGEST_WAIT_SECONDS), attempt + 1
+                reason = self._reason = str(error)
                 continue
             self.state = "open"
             self.reconnects += 1
@@ -154,12 +162,8 @@ class StreamConnection:
 
     def images(self) -> Iterator[tuple[Image, float | None]]:
         """See `Connection`."""
-        asked = time.monotonic()
         for frame, _ in self._media.decode():
-            if time.monotonic() - asked > STALL_SECONDS:  # a reader that gave up returns an old frame once more
-                raise InputError(f"{self._media.shown}: nothing came for {READ_SECONDS:g} s")
             yield to_image(frame), seconds_of(frame)
-            asked = time.monotonic()
 
     def close(self) -> None:
         self._media.close()

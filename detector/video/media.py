@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detector.data.video_file import MEDIA_ERRORS
 from detector.errors import InputError
 from detector.extras import require
 from detector.structures import Image
 from detector.video.frame import Frame, Source
 
-try:
+with suppress(ImportError):  # images need no PyAV
     import av
-except ImportError:  # images need no PyAV
-    ERRORS: tuple[type[Exception], ...] = (OSError, ValueError)
-else:
-    ERRORS = (OSError, ValueError, av.error.FFmpegError)
-    av.logging.set_level(None)  # our own messages replace FFmpeg's
 
 DEFAULT_FPS = 25.0
 OPEN_SECONDS, READ_SECONDS = 5.0, 2.0
+STALL_SECONDS = 0.95 * READ_SECONDS
+_STALLED = f"nothing came for {READ_SECONDS:g} s"
 LIVE_OPTIONS = {
     "rtsp_flags": "prefer_tcp",
     "flags": "low_delay",
@@ -38,7 +37,10 @@ class Media:
     Args:
         address: a path or a URL.
         shown: how messages call it.
-        live: decode with the least delay, and give up on a read after `READ_SECONDS`.
+        live: a stream, also if it states a duration: decoded with the least delay.
+
+    Attributes:
+        discarded: packets before the beginning of a trimmed file, whose frames are not shown.
 
     Raises:
         InputError: it cannot be opened, has no video, or PyAV is not installed.
@@ -51,13 +53,15 @@ class Media:
         self.container: Any
         try:
             self.container = av.open(address, timeout=timeout, options=LIVE_OPTIONS if live else {})
-        except ERRORS as error:
+        except MEDIA_ERRORS as error:
             raise InputError(f"{shown}: cannot be opened as a video ({_reason(error)})") from error
         if not self.container.streams.video:
             self.container.close()
             raise InputError(f"{shown}: has no video in it")
         self.stream: Any = self.container.streams.video[0]
-        if live:
+        self.discarded = 0
+        self._live = live or not self.has_end
+        if self._live:
             self.stream.codec_context.thread_count = 1  # frames in the threads of a decoder are late
         else:
             self.stream.thread_type = "AUTO"
@@ -74,6 +78,11 @@ class Media:
         return self.stream.frames or None
 
     @property
+    def start(self) -> float:
+        """Seconds at which its streams begin."""
+        return (self.container.start_time or 0) / av.time_base
+
+    @property
     def has_end(self) -> bool:
         """Whether it is a file, rather than a stream without end."""
         return self.container.duration is not None
@@ -83,15 +92,19 @@ class Media:
         lost = 0
         packets = self.container.demux(self.stream)
         while True:
+            asked = time.monotonic()
             try:
                 packet = next(packets, None)
-            except ERRORS as error:
+            except MEDIA_ERRORS as error:
                 raise InputError(f"{self.shown}: {_reason(error)}") from error
+            if self._live and time.monotonic() - asked > STALL_SECONDS:
+                raise InputError(f"{self.shown}: {_STALLED}")  # a reader that gave up may return an old packet
             if packet is None:
                 return
+            self.discarded += packet.is_discard
             try:
                 frames = packet.decode()
-            except ERRORS:
+            except MEDIA_ERRORS:
                 lost += 1
                 continue
             for frame in frames:
@@ -125,17 +138,27 @@ class FileSource(Source):
     def __init__(self, media: Media, path: Path | None) -> None:
         super().__init__(media.shown)
         self._media = media
+        self._reading = False
         self.paths = (path,) if path is not None else ()
         self.fps, self.total = media.fps, media.total
 
     def __iter__(self) -> Iterator[Frame]:
-        index, lost, last = 0, 0, -1 / (self.fps or DEFAULT_FPS)
+        self._reading = True
+        try:
+            yield from self._frames()
+        finally:
+            self._media.close()  # by the thread that reads it: at no other moment is this safe
+
+    def _frames(self) -> Iterator[Frame]:
+        fps = self.fps or DEFAULT_FPS
+        index, lost, last = 0, 0, -1 / fps
         begun = time.perf_counter()
         for decoded, missing in self._media.decode():
             lost += missing
             seconds = seconds_of(decoded)
+            seconds = None if seconds is None else seconds - self._media.start
             if seconds is None or (index and seconds <= last):
-                seconds = last + 1 / (self.fps or DEFAULT_FPS)
+                seconds = last + 1 / fps
             duration = float(decoded.duration * decoded.time_base) if decoded.duration else None
             image = to_image(decoded)
             now = time.perf_counter()
@@ -144,17 +167,17 @@ class FileSource(Source):
             index, last = index + 1, seconds
         if index == 0:
             raise InputError(f"{self.name}: has no readable frame")
-        if self.total is not None and index < self.total:
-            lost = max(lost, self.total - index)
+        lost = max(lost, (self.total or 0) - index - self._media.discarded)
         if lost:
             self.problems.append(f"{self.name}: {lost} of its {index + lost} frames could not be read")
 
     def close(self) -> None:
-        self._media.close()
+        if not self._reading:
+            self._media.close()
 
 
 def _reason(error: BaseException) -> str:
     """Why FFmpeg gave up, without the address, which may hold a password."""
     if type(error).__name__ == "ExitError":  # PyAV's time-out
-        return f"nothing came for {READ_SECONDS:g} s"
+        return _STALLED
     return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from detector.data.video_file import VIDEO_SUFFIXES
@@ -20,7 +19,7 @@ from detector.structures import Detections, Image
 from detector.tracking.counting import Place
 from detector.tracking.tracker import Tracker
 from detector.video.belt import Consumer
-from detector.video.drawing import Trails, blur, draw_places, draw_trails
+from detector.video.drawing import Trails, blur, draw_places, draw_trails, write_outlined
 from detector.video.frame import Frame, Result, Source
 from detector.video.intake import WAITING_FRAMES, Intake
 from detector.video.ledger import Ledger, Stopwatch
@@ -51,13 +50,15 @@ class Camera:
 
     def follow(self, number: int, frame: Frame, detections: Detections, watch: Stopwatch) -> Result:
         """The result for a frame: with identities, events and trails, if they are wanted."""
+        blurred = detections.boxes_xyxy[np.isin(detections.labels, list(self.blur))]
         if self.tracker is None:
-            return Result(number, frame, detections, [], [], watch)
+            return Result(number, frame, detections, [], [], [], blurred, watch)
         detections = self.tracker.update(detections, frame.seconds)
         events = [event for place in self.places for event in place.update(detections, frame.seconds)]
         trails = self.trails.update(detections, frame.seconds)
+        captions = [place.caption() for place in self.places]
         watch.lap("track")
-        return Result(number, frame, detections, events, trails, watch)
+        return Result(number, frame, detections, events, trails, captions, blurred, watch)
 
 
 def open_file_sink(source: Source, path: Path) -> Sink:
@@ -137,6 +138,7 @@ class _Output:
     def put(self, result: Result) -> None:
         """Takes a frame. Raises: InputError: one before it could not be written."""
         self._consumer.belt.put(result)
+        self._camera.ledger.unsaved = self._consumer.belt.dropped
 
     def _use(self, result: Result) -> None:
         """Draws once and passes the image to all sinks. Raises: InputError: it cannot be written."""
@@ -154,26 +156,24 @@ class _Output:
     def finish(self) -> None:
         """Waits until every frame was written. Raises: InputError: one could not be written."""
         self._consumer.finish()
-        self._camera.ledger.unsaved = self._consumer.belt.dropped
 
     def close(self) -> None:
         """Closes the files, unless the thread hangs in one."""
-        if self._consumer.close():
+        if not self._consumer.close():
+            self._camera.source.problems.append(f"{self._camera.source.name}: writing hung; its output is not complete")
+            return
+        with ExitStack() as stack:
             for sink in self._camera.sinks:
-                sink.close()
+                stack.callback(sink.close)
 
 
 def annotate(result: Result, camera: Camera, predictor: Predictor) -> Image:
     """The frame with blurred objects, boxes, lines and counts. Nothing else may show a frame to anyone."""
-    image, detections = result.frame.image, result.detections
-    if camera.blur:
-        image = blur(image, detections.boxes_xyxy[np.isin(detections.labels, list(camera.blur))])
-    image = draw_trails(draw(image, detections, predictor.class_names), result.trails)
-    return draw_places(image, camera.places)
+    image = blur(result.frame.image, result.blurred_xyxy) if camera.blur else result.frame.image
+    image = draw_trails(draw(image, result.detections, predictor.class_names), result.trails)
+    return draw_places(image, camera.places, result.captions)
 
 
 def _with_rate(image: Image, ledger: Ledger) -> Image:
-    text = f"{ledger.frames_per_second:.0f} fps"
-    for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-        cv2.putText(image, text, (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, color, thickness, cv2.LINE_AA)
+    write_outlined(image, f"{ledger.frames_per_second:.0f} fps", (8, 24), 0.7, (255, 255, 255))
     return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from detector.video.sink import FileSink
 BEFORE_SECONDS = AFTER_SECONDS = 5.0
 QUALITY = 90
 """Of the JPEGs that wait for something to be found."""
-NAME = re.compile(r".+_\d{8}-\d{6}(_\d+)?\.mp4")
+NAME = re.compile(r"\d+_.*_\d{8}-\d{6}(_\d+)?\.mp4")
 """Only files with such a name are ever removed."""
 
 
@@ -97,13 +98,17 @@ class Recorder(FileSink):
         """Removes the oldest recordings until the folder is within its limit."""
         if self._max_bytes is None:
             return
-        files = [(path.stat(), path) for path in self._folder.iterdir() if NAME.fullmatch(path.name)]
+        files = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another camera has removed it
+                if NAME.fullmatch(path.name):
+                    files.append((path.stat(), path))
         files.sort(key=lambda entry: entry[0].st_mtime_ns)
         total = sum(status.st_size for status, _ in files)
         for status, path in files:
             if total <= self._max_bytes:
                 return
-            path.unlink()
+            path.unlink(missing_ok=True)
             total -= status.st_size
 
     def close(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from detector.cli import print_json, print_note
 from detector.errors import InputError
@@ -33,16 +36,19 @@ def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camer
     """
     blurred = frozenset(_label(name, class_names) for name in options.blur)
     texts = options.video or [options.image]
+    several = len(texts) > 1
+    if several and options.save and options.save.suffix:
+        raise InputError(f"--save {options.save}: several sources are saved into a folder; name one")
     cameras: list[Camera] = []
     try:
         for number, text in enumerate(texts):
             places = _places(options, number, len(texts), class_names)
             tracker = Tracker(options.track, score_threshold=options.score_threshold) if options.track else None
-            source = open_source(text, retries=options.retries)
+            source = open_source(text, retries=options.retries, patient=several or options.retries is not None)
             camera = Camera(source, [], tracker, places, blurred)
             cameras.append(camera)
             if options.save:
-                path = options.save if len(texts) == 1 else options.save / saved_name(source, number)
+                path = options.save / _saved_name(source, number) if several else options.save
                 camera.sinks = [open_file_sink(source, path)]
             if options.record:
                 camera.sinks = [*camera.sinks, _recorder(options, source, number, class_names)]
@@ -53,12 +59,12 @@ def open_cameras(options: Namespace, class_names: tuple[str, ...]) -> list[Camer
     return cameras
 
 
-def saved_name(source: Source, number: int) -> str:
+def _saved_name(source: Source, number: int) -> str:
     """What the output of one of several sources is called: its number and its own name."""
-    return plain_stem(source, number) + ("" if source.fps is None else ".mp4")
+    return _plain_stem(source, number) + ("" if source.fps is None else ".mp4")
 
 
-def plain_stem(source: Source, number: int) -> str:
+def _plain_stem(source: Source, number: int) -> str:
     """A source's number and name, as a part of a file's name."""
     stem = re.sub(r"[^\w.-]+", "_", Path(source.name.rstrip("/")).stem).strip("_")
     return f"{number + 1}_{stem}"
@@ -69,7 +75,7 @@ def _recorder(options: Namespace, source: Source, number: int, class_names: Sequ
         raise InputError("--record: is for cameras and videos, not for images")
     return Recorder(
         options.record,
-        plain_stem(source, number),
+        _plain_stem(source, number),
         source.fps,
         segment_seconds=options.seconds,
         labels=frozenset(_label(name, class_names) for name in options.on) or None,
@@ -78,9 +84,12 @@ def _recorder(options: Namespace, source: Source, number: int, class_names: Sequ
 
 
 def _label(name: str, class_names: Sequence[str]) -> int:
-    if name not in class_names:
-        raise InputError(f"{name}: is not a class of this model; it finds {', '.join(class_names[:20])}")
-    return class_names.index(name)
+    """Raises: InputError: it is not a class."""
+    if name in class_names:
+        return class_names.index(name)
+    alike = difflib.get_close_matches(name.lower(), class_names, n=3)
+    hint = f"did you mean {' or '.join(alike)}?" if alike else f"it finds {', '.join(class_names[:20])}, ..."
+    raise InputError(f"{name}: is not a class of this model; {hint}")
 
 
 def _places(options: Namespace, number: int, count: int, class_names: tuple[str, ...]) -> list[Place]:
@@ -113,7 +122,7 @@ def open_listeners(
         file = stack.enter_context(options.tracks.open("w"))
         listeners.append(lambda result: print(mot_lines(result.frame.index, result.detections), end="", file=file))
     for target in options.events:
-        courier = Courier(target)
+        courier = Courier(target, print_note)
         stack.callback(_end_courier, courier, cameras[0])
         listeners.append(partial(_send_events, courier, cameras))
     if options.web is not None:
@@ -123,7 +132,7 @@ def open_listeners(
 
 def _send_events(courier: Courier, cameras: Sequence[Camera], result: Result) -> None:
     for event in result.events:
-        courier.put({"source": cameras[result.camera].source.name, **event.row()})
+        courier.put({"camera": result.camera, "source": cameras[result.camera].source.name, **event.row()})
 
 
 def _end_courier(courier: Courier, camera: Camera) -> None:
@@ -149,9 +158,23 @@ def _serve(address: str, cameras: Sequence[Camera], class_names: tuple[str, ...]
 
 
 def print_result(result: Result, cameras: Sequence[Camera], class_names: tuple[str, ...]) -> None:
-    """A line of JSON for a frame, and one for each event."""
-    source = {"source": cameras[result.camera].source.name} if len(cameras) > 1 else {}
+    """A line of JSON for a frame, and one for each event; at once, for a program that reads them as they come."""
+    name = cameras[result.camera].source.name
+    where = {"camera": result.camera, "source": name} if len(cameras) > 1 else {}
     for event in result.events:
-        print_json({**source, **event.row()})
+        print_json({**where, **event.row()})
     frame = {"frame": result.frame.index, "name": result.frame.name, "seconds": round(result.frame.seconds, 6)}
-    print_json({**source, **frame, "detections": to_rows(result.detections, class_names)})
+    print_json({**where, **frame, "detections": to_rows(result.detections, class_names)})
+    sys.stdout.flush()
+
+
+def summary_row(camera: Camera) -> dict[str, Any]:
+    """What was measured and counted, as JSON."""
+    counts = {place.name: place.totals() for place in camera.places}
+    return {"source": camera.source.name, **camera.ledger.figures(), **({"counts": counts} if counts else {})}
+
+
+def summary_line(camera: Camera, seconds: float) -> str:
+    """The same for people. Args: seconds: of the whole run."""
+    counted = "".join(f"; {place.name}: {place.caption()}" for place in camera.places)
+    return f"{camera.source.name}: {camera.ledger.summary(seconds)}{counted}"

@@ -125,7 +125,7 @@ class WindowSink:
     def __init__(self, *, wait_ms: int = 1) -> None:
         self._wait_ms = wait_ms
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-            raise InputError("--show: there is no display here; use --save OUT instead")
+            raise InputError("there is no display here for a window; use --save OUT, --json or --web instead")
         cv2.namedWindow(WINDOW_TITLE, cv2.WINDOW_NORMAL)
         self.quit = False
         self._images: dict[int, Image] = {}

@@ -42,12 +42,13 @@ class ImageSource(Source):
             raise InputError(self.problems[0])
 
 
-def open_source(text: str, *, retries: int | None = None) -> Source:
+def open_source(text: str, *, retries: int | None = None, patient: bool = False) -> Source:
     """Opens the source that a user named.
 
     Args:
         text: cam0, cam1, ...; a stream URL; a video or image file; a folder of images; a glob.
         retries: see `LiveSource`.
+        patient: see `LiveSource`.
 
     Raises:
         InputError: there is no such source, or it cannot be opened.
@@ -55,9 +56,9 @@ def open_source(text: str, *, retries: int | None = None) -> Source:
     camera = re.fullmatch(r"cam(\d+)", text)
     if camera:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own messages replace OpenCV's
-        return LiveSource(text, partial(CameraConnection, int(camera[1])), retries)
+        return LiveSource(text, partial(CameraConnection, int(camera[1])), retries, patient=patient)
     if "://" in text:
-        return _open_address(text, retries)
+        return _open_address(text, retries, patient=patient)
     path = Path(text)
     matching = expand(text)
     if path.is_dir() or matching is not None:
@@ -72,21 +73,26 @@ def open_source(text: str, *, retries: int | None = None) -> Source:
     return FileSource(Media(text, text), path)
 
 
-def _open_address(text: str, retries: int | None) -> Source:
+def _open_address(text: str, retries: int | None, *, patient: bool) -> Source:
     """A stream, or a file of the web."""
     shown = without_password(text)
     opened: list[Media] = []
     if text.startswith(WEB):
-        opened = [Media(text, shown)]
-        if opened[0].has_end:
-            return FileSource(opened[0], None)
+        try:
+            opened = [Media(text, shown)]
+        except InputError:
+            if not patient:
+                raise
+        else:
+            if opened[0].has_end:
+                return FileSource(opened[0], Path(text.removeprefix("file://")) if text.startswith("file://") else None)
 
     def connect() -> StreamConnection:
         return StreamConnection(opened.pop() if opened else Media(text, shown, live=True))
 
-    return LiveSource(shown, connect, retries)
+    return LiveSource(shown, connect, retries, patient=patient)
 
 
 def without_password(address: str) -> str:
     """An address as it may be shown: without user, password and query, where cameras take passwords too."""
-    return re.sub(r"(?<=//)[^/]*@", "", address).partition("?")[0]
+    return re.sub(r"(?<=//).*@", "", address.partition("?")[0])

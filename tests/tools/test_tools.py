@@ -101,7 +101,7 @@ def test_demo_prints_a_line_for_each_frame(
     main("demo")([*arguments, "--save", str(tmp_path / "out"), "--score-threshold", "0.0"])
     captured = capsys.readouterr()
     *lines, last = [json.loads(line) for line in captured.out.splitlines()]
-    (figures,) = last["summary"].values()
+    (figures,) = last["summary"]
     assert figures["frames"] == 3
     assert [line["name"] for line in lines] == ["val_00000.jpg", "val_00001.jpg", "val_00002.jpg"]
     assert set(lines[0]["detections"][0]) == {"box_xyxy", "score", "class"}

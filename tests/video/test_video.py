@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,7 @@ from detector.data.video_file import VideoFile
 from detector.errors import InputError
 from detector.inference.predictor import Predictor
 from detector.structures import Detections, Image
+from detector.tracking.tracker import Tracker
 from detector.video.frame import Frame, Result
 from detector.video.ledger import Ledger, Stopwatch
 from detector.video.media import Media
@@ -31,6 +34,7 @@ from detector.video.source import open_source, without_password
 
 av = pytest.importorskip("av")
 BLACK = np.zeros((4, 4, 3), np.uint8)
+NO_BOXES = np.zeros((0, 4), np.float32)
 
 
 @pytest.fixture
@@ -99,7 +103,8 @@ def test_a_file_that_is_not_a_video_and_an_empty_folder(tmp_path: Path) -> None:
 
 def result_of(image: Image, name: str = "", seconds: float = 0.0) -> Result:
     """A frame without detections."""
-    return Result(0, Frame(image, name, 0, 0.0, seconds), Detections(), [], [], Stopwatch(0.0))
+    frame = Frame(image, name, 0, 0.0, seconds)
+    return Result(0, frame, Detections(), [], [], [], NO_BOXES, Stopwatch(0.0))
 
 
 def test_pipeline_saves_and_reports(clip: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -134,7 +139,7 @@ def test_the_stages_add_up_to_the_whole(clip: Path, trained_run: Path, tmp_path:
     run_video([camera], predictor, on_result=lambda result: watches.append((result.watch, result.frame.captured)))
     for index, (watch, captured) in enumerate(watches):
         whole = (ends[index] - captured) * 1000
-        assert sum(watch.laps.values()) == pytest.approx(whole, rel=0.02, abs=0.5)
+        assert sum(watch.laps.values()) == pytest.approx(whole, rel=0.02, abs=5)
 
 
 def test_two_sources_share_the_detector(clip: Path, trained_run: Path, tmp_path: Path) -> None:
@@ -161,21 +166,34 @@ def test_a_full_disk_ends_the_run(clip: Path, trained_run: Path, tmp_path: Path)
     assert threading.active_count() == before
 
 
-def test_what_is_blurred_is_blurred_in_every_output(clip: Path, trained_run: Path) -> None:
-    predictor = Predictor(trained_run / "best.safetensors", score_threshold=0.0, max_detections=1)
-    seen: list[Image] = []
+class Found:
+    """Stands for a predictor: one object in every frame."""
+
+    class_names = ("person", "dog")
+
+    def predict_batch(self, images: list[Image], *, on_stage: Callable[[str], object]) -> list[Detections]:
+        on_stage("network")
+        boxes = np.array([[20, 20, 60, 80]], np.float32)
+        return [Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64)) for _ in images]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_what_is_found_is_blurred_in_every_frame(clip: Path, tracked: bool) -> None:
+    """Also before a tracker has given it an identity."""
+    inside: list[tuple[Image, Image]] = []
 
     class Probe(FileSink):
         def write(self, image: Image, result: Result) -> None:
-            x1, y1, x2, y2 = result.detections.boxes_xyxy[0].astype(int)
-            seen.append(image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2])
-            seen.append(result.frame.image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2])
+            inside.append((image[40:76, 24:56], result.frame.image[40:76, 24:56]))
 
-    run_video([Camera(open_source(str(clip)), [Probe()], blur=frozenset({0, 1, 2}))], predictor)
-    for shown, original in zip(seen[::2], seen[1::2], strict=True):
-        if shown.size:
-            distinct = [len(np.unique(each.reshape(-1, 3), axis=0)) for each in (shown, original)]
-            assert distinct[0] < 150 <= distinct[1] or distinct[0] < distinct[1] / 3, "a mosaic, its caption and box"
+    tracker = Tracker(score_threshold=0.5) if tracked else None
+    camera = Camera(open_source(str(clip)), [Probe()], tracker, blur=frozenset({0}))
+    run_video([camera], Found())  # type: ignore[arg-type]
+    assert len(inside) == 7
+    for shown, original in inside:
+        kinds = [len(np.unique(each.reshape(-1, 3), axis=0)) for each in (shown, original)]
+        assert kinds[0] < 60, "a mosaic"
+        assert kinds[1] > 200
 
 
 def test_folder_sink_keeps_names(tmp_path: Path) -> None:
@@ -194,7 +212,7 @@ def test_bad_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         VideoSink(tmp_path / "x.jpg", 10)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(InputError, match="there is no display here; use --save"):
+    with pytest.raises(InputError, match="there is no display here for a window; use --save"):
         WindowSink()
 
 
@@ -383,6 +401,31 @@ def test_a_video_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
     assert (tmp_path / "out.mp4").read_bytes() == b"an older one"
 
 
+def test_frames_of_another_size_are_scaled_to_the_first(tmp_path: Path) -> None:
+    file = VideoFile(tmp_path / "out.mp4", 10)
+    for size in (64, 96, 96):
+        file.write(np.zeros((size, size, 3), np.uint8))
+    file.close()
+    assert len(file.problems) == 1
+    assert [frame.image.shape for frame in open_source(str(tmp_path / "out.mp4"))] == [(64, 64, 3)] * 3
+
+
+def test_a_stream_that_begins_late_begins_at_zero(tmp_path: Path, trained_run: Path) -> None:
+    """Recorders write MPEG-TS whose clock was running before."""
+    container = av.open(str(tmp_path / "late.ts"), "w")
+    stream = container.add_stream("libx264", rate=10)
+    stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+    for number in range(3):
+        frame = av.VideoFrame.from_ndarray(np.zeros((96, 128, 3), np.uint8), format="rgb24")
+        frame.pts, frame.time_base = 36_000 + number, Fraction(1, 10)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+    container.close()
+    source = open_source(str(tmp_path / "late.ts"))
+    run_video([Camera(source, [VideoSink(tmp_path / "out.mp4", 10)])], Predictor(trained_run / "best.safetensors"))
+    assert [frame.seconds for frame in open_source(str(tmp_path / "out.mp4"))] == pytest.approx([0, 0.1, 0.2], abs=1e-3)
+
+
 def test_an_image_that_cannot_be_written_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +440,7 @@ def test_an_image_that_cannot_be_written_is_an_error_and_leaves_nothing(
 
 def test_passwords_are_not_shown() -> None:
     assert without_password("rtsp://user:secret@host:554/stream") == "rtsp://host:554/stream"
+    assert without_password("rtsp://user:pa/ss@host/stream") == "rtsp://host/stream"
     assert without_password("rtsp://user:s@cr@t@host/stream?password=x") == "rtsp://host/stream"
     with pytest.raises(InputError) as refusal:
         open_source("rtsp://user:secret@127.0.0.1:1/x")

@@ -15,6 +15,7 @@ import cv2
 from detector.errors import InputError
 from detector.inference.folder import to_rows
 from detector.structures import Image
+from detector.tracking.counting import Zone
 from detector.video.frame import Result
 from detector.video.pipeline import Camera
 from detector.video.sink import FileSink
@@ -23,6 +24,7 @@ QUALITY = 80
 WAITING_LINES = 200
 """Of a viewer of /events; the oldest are dropped when it does not take them."""
 FRESH_SECONDS = 10.0
+STATE_SECONDS = 0.5
 
 
 class Hub:
@@ -39,7 +41,8 @@ class Hub:
         self._pictures: list[bytes | None] = [None] * len(cameras)
         self._viewers: list[set[asyncio.Event]] = [set() for _ in cameras]
         self._listeners: set[_Listener] = set()
-        self._newest = [0.0] * len(cameras)  # time.monotonic() of the last result
+        self._newest = [-float("inf")] * len(cameras)  # time.monotonic() of the last result
+        self._state: tuple[float, list[dict[str, Any]]] = (-float("inf"), [])
 
     def serve_in(self, loop: asyncio.AbstractEventLoop) -> None:
         """The server's event loop, from now on told of everything new."""
@@ -62,11 +65,11 @@ class Hub:
         """A line for those who listen at /events."""
         self._newest[result.camera] = time.monotonic()
         if self._listeners:
-            name = self.cameras[result.camera].source.name
-            lines: list[dict[str, Any]] = [{"source": name, **event.row()} for event in result.events]
+            where = {"camera": result.camera, "source": self.cameras[result.camera].source.name}
+            lines: list[dict[str, Any]] = [{**where, **event.row()} for event in result.events]
             rows = to_rows(result.detections, self.class_names)
             frame = {"frame": result.frame.index, "seconds": round(result.frame.seconds, 6), "detections": rows}
-            self._call(self._tell, [*lines, {"source": name, **frame}])
+            self._call(self._tell, [*lines, {**where, **frame}])
 
     def _call(self, function: Any, *arguments: Any) -> None:
         loop = self._loop
@@ -114,17 +117,27 @@ class Hub:
         finally:
             self._listeners.discard(listener)
 
+    def is_fresh(self, camera: int) -> bool:
+        """Whether a frame came lately."""
+        return time.monotonic() - self._newest[camera] < FRESH_SECONDS
+
     def state(self) -> list[dict[str, Any]]:
-        """Every camera as JSON shows it."""
+        """Every camera as JSON shows it; computed at most twice a second, however many ask."""
         now = time.monotonic()
+        if now - self._state[0] > STATE_SECONDS:
+            self._state = (now, self._compute_state())
+        return self._state[1]
+
+    def _compute_state(self) -> list[dict[str, Any]]:
         return [
             {
                 "source": camera.source.name,
                 "state": camera.source.state,
                 "reconnects": camera.source.reconnects,
-                "fresh": now - self._newest[number] < FRESH_SECONDS,
+                "fresh": self.is_fresh(number),
                 "viewers": len(self._viewers[number]),
                 "counts": {place.name: place.totals() for place in camera.places},
+                "inside": {place.name: place.inside for place in camera.places if isinstance(place, Zone)},
                 **camera.ledger.figures(),
             }
             for number, camera in enumerate(self.cameras)

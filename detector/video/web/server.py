@@ -40,7 +40,7 @@ class WebServer:
         self._socket, url = listen(host, port, "--web")
         token = token_for(host)
         self.url = with_token(url, token)
-        app = Guard(build_app(hub), token, loopback=is_loopback(host))
+        app = Guard(Pages(hub).build(), token, loopback=is_loopback(host), open_paths=frozenset({"/healthz"}))
         self._server = uvicorn.Server(
             uvicorn.Config(app, log_level="error", ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off")
         )
@@ -61,74 +61,89 @@ class WebServer:
         self._thread.join(3)
 
 
-def build_app(hub: Hub) -> Starlette:
-    """The ASGI application."""
-    registry = CollectorRegistry()
-    registry.register(_Metrics(hub))
+class Pages:
+    """The endpoints. Args: hub: what they show."""
 
-    async def page(_: Request) -> Response:
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._registry = CollectorRegistry()
+        self._registry.register(_Metrics(hub))
+
+    def build(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/", self.page),
+                Route("/state", self.state),
+                Route("/healthz", self.health),
+                Route("/metrics", self.metrics),
+                Route("/stream/{camera:int}.mjpg", self.mjpeg),
+                Route("/events", self.events),
+                WebSocketRoute("/ws/{camera:int}", self.pictures),
+            ]
+        )
+
+    async def page(self, request: Request) -> Response:  # noqa: ARG002
+        """For a browser."""
         return HTMLResponse(PAGE.read_text())
 
-    async def state(_: Request) -> Response:
-        return JSONResponse(hub.state())
+    async def state(self, request: Request) -> Response:  # noqa: ARG002
+        """Everything that is measured and counted."""
+        return JSONResponse(self._hub.state())
 
-    async def health(_: Request) -> Response:
-        rows = hub.state()
-        cameras = [{name: row[name] for name in ("source", "state", "fresh")} for row in rows]
-        good = any(row["fresh"] for row in rows)
+    async def health(self, request: Request) -> Response:  # noqa: ARG002
+        """200 while any camera gives frames."""
+        cameras = [
+            {"source": camera.source.name, "state": camera.source.state, "fresh": self._hub.is_fresh(number)}
+            for number, camera in enumerate(self._hub.cameras)
+        ]
+        good = any(camera["fresh"] for camera in cameras)
         return JSONResponse({"ok": good, "cameras": cameras}, 200 if good else 503)
 
-    async def metrics(_: Request) -> Response:
-        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+    async def metrics(self, request: Request) -> Response:  # noqa: ARG002
+        """For Prometheus."""
+        return Response(generate_latest(self._registry), media_type="text/plain; version=0.0.4")
 
-    async def mjpeg(request: Request) -> Response:
+    async def mjpeg(self, request: Request) -> Response:
+        """A camera's images, one after the other, for what has no WebSockets."""
         camera = request.path_params["camera"]
-        if camera >= len(hub.cameras):
+        if camera >= len(self._hub.cameras):
             return PlainTextResponse("no such camera\n", 404)
 
         async def parts() -> AsyncIterator[bytes]:
-            async with hub.pictures(camera) as pictures:
+            async with self._hub.pictures(camera) as pictures:
                 async for picture in pictures:
                     head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture) - 8}\r\n\r\n"
                     yield head.encode() + picture[8:] + b"\r\n"
 
         return StreamingResponse(parts(), media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}")
 
-    async def events(_: Request) -> Response:
+    async def events(self, request: Request) -> Response:  # noqa: ARG002
+        """Results and events as they come (server-sent events)."""
+
         async def lines() -> AsyncIterator[str]:
-            async with hub.lines() as listener:
+            async with self._hub.lines() as listener:
                 while True:
                     for line in await listener.take():
-                        yield f"data: {json.dumps(line)}\n\n"
+                        yield f"data: {json.dumps(line, allow_nan=False)}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    async def pictures(websocket: WebSocket) -> None:
+    async def pictures(self, websocket: WebSocket) -> None:
+        """A camera's images, as fast as the viewer takes them."""
         camera = websocket.path_params["camera"]
-        if camera >= len(hub.cameras):
+        if camera >= len(self._hub.cameras):
             await websocket.close(1008, "no such camera")
             return
         await websocket.accept()
         gone = asyncio.ensure_future(_until_gone(websocket))
         try:
-            async with hub.pictures(camera) as newest:
+            async with self._hub.pictures(camera) as newest:
                 sending = asyncio.ensure_future(_send_all(websocket, newest))
                 await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
                 sending.cancel()
         finally:
             gone.cancel()
-
-    return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/state", state),
-            Route("/healthz", health),
-            Route("/metrics", metrics),
-            Route("/stream/{camera:int}.mjpg", mjpeg),
-            Route("/events", events),
-            WebSocketRoute("/ws/{camera:int}", pictures),
-        ]
-    )
 
 
 async def _until_gone(websocket: WebSocket) -> None:
