@@ -223,7 +223,7 @@ class Engine:
             job.answer.set_result(Answer(image.shape[:2], detections, predictor.class_names, shown))
 
     def _decode(self, content: bytes, where: str) -> Image:
-        """Raises: InputError: it is no image, or a larger one than allowed."""
+        """Raises: InputError: it cannot be read as an image, or has more pixels than allowed."""
         if content:
             height, width = parse_header(content, where).size_hw
             if height * width > self._max_pixels:

@@ -27,67 +27,60 @@ RESULTS = {
 IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 
 
+ERRORS: dict[str, Any] = {
+    str(status): {"description": text, "content": {"application/json": {"schema": ERROR}}}
+    for status, text in (
+        (400, "not an image, or not as expected"),
+        (401, "the token is missing"),
+        (403, "from another site's page, or for another host"),
+        (404, "no such model"),
+        (408, "the body came too slowly"),
+        (413, "too many bytes"),
+        (503, "the line of requests is full; Retry-After says for how long"),
+        (504, "the deadline passed"),
+    )
+}
+GOOD: dict[str, Any] = {"200": {"description": "good"}}
+
+
 def describe(models: list[str]) -> dict[str, Any]:
     """The OpenAPI document. Args: models: their names."""
+    names = {"type": "string", "enum": models}
+    model = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": names}]}
+    infer = "Open Inference Protocol: images UINT8 [B,H,W,3] -> raw maps; files BYTES [B] -> boxes"
+    paths: dict[str, dict[str, Any]] = {
+        "/v1/detect": {"post": _detect(names)},
+        "/v1/models": {"get": {"summary": "The models"}},
+        "/v2/models/{model}": {"get": {"summary": "Open Inference Protocol: metadata", **model}},
+        "/v2/models/{model}/infer": {"post": {"summary": infer, **model, "responses": {**GOOD, **ERRORS}}},
+        "/v2/repository/models/{model}/load": {"post": {"summary": "Open the model's file again", **model}},
+        "/healthz": {"get": {"summary": "Alive"}},
+        "/readyz": {"get": {"summary": "Every model has run once"}},
+        "/metrics": {"get": {"summary": "Prometheus"}},
+    }
+    described = {
+        path: {method: {"responses": GOOD, **entry} for method, entry in methods.items()}
+        for path, methods in paths.items()
+    }
+    return {"openapi": "3.1.0", "info": {"title": "detector", "version": "1"}, "paths": described}
+
+
+def _detect(names: dict[str, Any]) -> dict[str, Any]:
+    """POST /v1/detect. Args: names: the schema of a model's name."""
     result = {"type": "object", "properties": {**RESULT, "model": {"type": "string"}, "results": RESULTS}}
-    errors = {
-        str(status): {"description": text, "content": {"application/json": {"schema": ERROR}}}
-        for status, text in (
-            (400, "not an image, or not as expected"),
-            (401, "the token is missing"),
-            (403, "from another site's page, or for another host"),
-            (404, "no such model"),
-            (408, "the body came too slowly"),
-            (413, "too many bytes"),
-            (503, "too many requests wait; Retry-After says for how long"),
-            (504, "the deadline passed"),
-        )
-    }
-    query = [
-        {"name": "model", "in": "query", "schema": {"type": "string", "enum": models}},
-        {"name": "score_threshold", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
-        {"name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "jpeg"]}},
-        {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer"}},
-    ]
-    kinds = ("image/jpeg", "image/png", "image/webp")
-    form = {"schema": {"type": "object", "properties": {"file": {"type": "array", "items": IMAGE_BODY["schema"]}}}}
-    detect = {
-        "summary": "Objects in an image, or in several of a form",
-        "parameters": query,
-        "requestBody": {"content": {**dict.fromkeys(kinds, IMAGE_BODY), "multipart/form-data": form}},
-        "responses": {
-            "200": {
-                "description": "boxes, best first",
-                "content": {"application/json": {"schema": result}, "image/jpeg": IMAGE_BODY},
-            },
-            **errors,
-        },
-    }
-    simple = {"200": {"description": "good"}}
-    name = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": models}}]
+    files = {"type": "object", "properties": {"file": {"type": "array", "items": IMAGE_BODY["schema"]}}}
+    kinds = dict.fromkeys(("image/jpeg", "image/png", "image/webp"), IMAGE_BODY)
+    answer = {"application/json": {"schema": result}, "image/jpeg": IMAGE_BODY}
     return {
-        "openapi": "3.1.0",
-        "info": {"title": "detector", "version": "1"},
-        "paths": {
-            "/v1/detect": {"post": detect},
-            "/v1/models": {"get": {"summary": "The models", "responses": simple}},
-            "/v2/models/{model}": {
-                "get": {"summary": "Open Inference Protocol: metadata", "parameters": name, "responses": simple}
-            },
-            "/v2/models/{model}/infer": {
-                "post": {
-                    "summary": "Open Inference Protocol: images UINT8 [B,H,W,3] -> raw maps; files BYTES [B] -> boxes",
-                    "parameters": name,
-                    "responses": {**simple, **errors},
-                }
-            },
-            "/v2/repository/models/{model}/load": {
-                "post": {"summary": "Open the model's file again", "parameters": name, "responses": simple}
-            },
-            "/healthz": {"get": {"summary": "Alive", "responses": simple}},
-            "/readyz": {"get": {"summary": "Every model has run once", "responses": simple}},
-            "/metrics": {"get": {"summary": "Prometheus", "responses": simple}},
-        },
+        "summary": "Objects in an image, or in several of a form",
+        "parameters": [
+            {"name": "model", "in": "query", "schema": names},
+            {"name": "score_threshold", "in": "query", "schema": {"type": "number", "minimum": 0, "maximum": 1}},
+            {"name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "jpeg"]}},
+            {"name": "X-Timeout-Ms", "in": "header", "schema": {"type": "integer"}},
+        ],
+        "requestBody": {"content": {**kinds, "multipart/form-data": {"schema": files}}},
+        "responses": {"200": {"description": "boxes, best first", "content": answer}, **ERRORS},
     }
 
 

@@ -44,7 +44,7 @@ def read_mot(path: Path) -> Tracks:
     """Reads rows "frame,id,left,top,width,height[,conf,...]"; those with conf 0 are left out, as in the Challenge.
 
     Raises:
-        InputError: the file cannot be read, is empty, or a line is no such row or repeats an identity in its frame.
+        InputError: the file cannot be read or is empty, a line has another form, or an identity is in a frame twice.
     """
     try:
         lines = path.read_text().splitlines()

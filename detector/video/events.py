@@ -112,7 +112,7 @@ class Courier:
 
 
 def open_receiver(target: str) -> Receiver:
-    """Raises: InputError: it is no file, webhook or broker."""
+    """Raises: InputError: it is none of a file, a webhook and a broker."""
     scheme = urlsplit(target).scheme
     if scheme in ("http", "https"):
         return _Webhook(target)

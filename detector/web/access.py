@@ -27,7 +27,7 @@ def parse_address(text: str, option: str) -> tuple[str, int]:
         option: for the message.
 
     Raises:
-        InputError: it is no such text.
+        InputError: the text has another form.
     """
     host, colon, port = text.rpartition(":") if not text.isdigit() else ("", ":", text)
     if not colon:

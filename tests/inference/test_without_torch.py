@@ -128,5 +128,24 @@ def test_what_needs_more_says_so_in_one_line(small: Path, arguments: tuple[str, 
     assert len(answer.stderr.splitlines()) == 1
 
 
+def test_a_video_needs_one_more_package(small: Path, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    answer = call(small, "tools/demo.py", exported, "--video", tmp_path / "a.mp4", "--json")
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "reading a video needs av; run: pip install av" in answer.stderr
+
+
+def test_names_in_any_script_are_drawn_without_matplotlib(small: Path) -> None:
+    code = (
+        "import numpy as np; from detector.render import draw; from detector.structures import Detections\n"
+        "boxes = np.array([[20, 30, 60, 60]], np.float32)\n"
+        "found = Detections(boxes, np.ones(1, np.float32), np.zeros(1, np.int64))\n"
+        "print(draw(np.zeros((80, 160, 3), np.uint8), found, ['k\u00f6pek']).max())\n"
+    )
+    answer = call(small, "-c", code)
+    assert answer.stdout.strip() != "0", answer.stderr
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_the_list_of_public_models_needs_no_torch(small: Path) -> None:
     assert "yolov4-tiny" in call(small, "tools/download.py", "--list").stdout

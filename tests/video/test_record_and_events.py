@@ -196,6 +196,9 @@ def test_two_cameras_keep_one_folder_to_its_size(tmp_path: Path) -> None:
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(run, ("1_a", "2_b")))
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert 0 < sum(sizes) <= 3000 + 2 * max(sizes), "the limit, and what each camera has just closed"
+    assert len(sizes) < 2 * 40, "the oldest of forty segments of each are gone"
 
 
 def test_what_cannot_be_delivered_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
