@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from detector.cli import Parser, add_device_argument, print_json, print_note, run
 from detector.errors import InputError
-from detector.extras import require
+from detector.extras import require_all
 from detector.postprocess import Thresholds
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ CONNECTIONS = 64
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    for module in ("starlette", "uvicorn", "prometheus_client", "python_multipart"):
-        require(module, "serve.py")
+    require_all(("starlette", "uvicorn", "prometheus_client", "python_multipart"), "serve.py")
 
     import uvicorn
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from detector.cli import print_json, print_note
 from detector.errors import InputError
-from detector.extras import require
+from detector.extras import require_all
 from detector.inference.folder import to_rows
 from detector.tracking.counting import CountLine, Place, Zone
 from detector.tracking.mot import mot_lines
@@ -142,8 +142,7 @@ def _end_courier(courier: Courier, camera: Camera) -> None:
 
 def _serve(address: str, cameras: Sequence[Camera], class_names: tuple[str, ...], stack: ExitStack) -> Listener:
     """Starts the page for a browser."""
-    for module in ("starlette", "uvicorn", "websockets", "prometheus_client"):
-        require(module, "--web")
+    require_all(("starlette", "uvicorn", "websockets", "prometheus_client"), "--web")
     from detector.video.web.hub import Hub, WebSink
     from detector.video.web.server import WebServer
     from detector.web import parse_address

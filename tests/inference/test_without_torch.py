@@ -119,6 +119,7 @@ def test_demo_predict_and_eval_run(small: Path, exported: Path, tiny_data: Path,
         (("tools/demo.py", "--image", "x.jpg"), "torch; run: pip install"),
         (("tools/demo.py", "tests/none.xml", "--image", "x.jpg"), "no such file"),
         (("tools/train.py", "configs/tiny.yaml"), "package is missing"),
+        (("tools/serve.py", "tests/none.xml"), "run: pip install starlette uvicorn prometheus-client python-multipart"),
     ],
 )
 def test_what_needs_more_says_so_in_one_line(small: Path, arguments: tuple[str, ...], expected: str) -> None:
