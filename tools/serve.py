@@ -43,10 +43,7 @@ def main(arguments: list[str]) -> int:
     host, port = parse_address(options.address, "--address")
     engines = {}
     for text in options.models:
-        name, _, model = text.partition("=") if "/" not in text.partition("=")[0] else ("", "", text)
-        if not model:
-            path = Path(text)
-            name, model = path.stem if path.suffix in MODEL_SUFFIXES else path.name, text
+        name, model = split_name(text)
         if name in engines:
             raise InputError(f"{text}: there is a model {name} already; give it a name: NAME={model}")
         engines[name] = Engine(
@@ -107,6 +104,15 @@ def parse(arguments: list[str]) -> Namespace:
         if getattr(options, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0")
     return options
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """A model's name and what it is: "NAME=MODEL", or a model whose file or folder gives the name."""
+    name, equals, model = text.partition("=")
+    if equals and "/" not in name:
+        return name, model
+    path = Path(text)
+    return path.stem if path.suffix in MODEL_SUFFIXES else path.name, text
 
 
 def open_predictor(model: str, options: Namespace) -> Predictor:

@@ -6,6 +6,7 @@ import concurrent.futures
 import http.client
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -440,6 +441,20 @@ def started(random_weights: Path) -> Iterator[Callable[..., tuple[subprocess.Pop
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("models/mine.onnx", ("mine", "models/mine.onnx")),
+        ("yolo-fastest-1.1", ("yolo-fastest-1.1", "yolo-fastest-1.1")),
+        ("weights/run_a", ("run_a", "weights/run_a")),
+        ("gate=models/mine.onnx", ("gate", "models/mine.onnx")),
+        ("runs/lr=0.1/best.safetensors", ("best", "runs/lr=0.1/best.safetensors")),
+    ],
+)
+def test_the_name_of_a_model(text: str, expected: tuple[str, str]) -> None:
+    assert runpy.run_path(str(ROOT / "tools/serve.py"))["split_name"](text) == expected
 
 
 def test_the_tool_serves_and_ends(started: Callable[..., tuple[subprocess.Popen[str], str]], photo: bytes) -> None:
